@@ -1,0 +1,1 @@
+"""Knowledge distillation for semantic segmentation: a teacher, a student, and the loss between them."""

@@ -1,0 +1,118 @@
+"""What flows through the loop: a batch of images, what a network says of it, what the labels say of it.
+
+Masks are uint8 everywhere. Besides class ids they hold two values: `VOID` (void in the labels, or padding: counts
+in no term and no metric) and `UNLABELLED` (a real pixel without a label: counts for the terms that compare with
+the teacher, not for those that need a label).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VOID = 255
+UNLABELLED = 254
+MAX_CLASSES = 254
+
+
+@dataclass
+class Batch:
+    """Images with their labels.
+
+    Attributes:
+        image: RGB, uint8 `[N, 3, H, W]`, 0 to 255. Each network normalises it by itself.
+        mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELLED`.
+        names: one file name (or other identity) an image, for messages.
+    """
+
+    image: Tensor
+    mask: Tensor
+    names: list[str]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.image.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), self.names
+        )
+
+
+@dataclass
+class Outputs:
+    """What a network says of a batch.
+
+    Attributes:
+        logits: `[N, C, h, w]` at the stride of the network's head, before softmax and before upsampling.
+        size: height and width of the images.
+        padded_size: height and width that the network really saw (padded at the bottom and right to its stride);
+            the logits cover these.
+        align_corners: how the head upsamples (bilinear).
+        features: intermediate maps by name (`encoder.1` … `encoder.5`, `decoder`), `[N, channels, h, w]`; only
+            those that were asked for.
+    """
+
+    logits: Tensor
+    size: tuple[int, int]
+    padded_size: tuple[int, int]
+    align_corners: bool = True
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def upsampled(self) -> Tensor:
+        """Float32 (or float64) logits `[N, C, H, W]` at the images' size."""
+        return upsample(self.logits, self.size, self.padded_size, self.align_corners)
+
+
+def upsample(
+    logits: Tensor, size: tuple[int, int], padded_size: tuple[int, int], align_corners: bool
+) -> Tensor:
+    """Logits `[N, C, h, w]` to `padded_size` (bilinear), cropped to `size`; half precision becomes float32."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if logits.shape[-2:] != torch.Size(padded_size):
+        logits = F.interpolate(logits, padded_size, mode="bilinear", align_corners=align_corners)
+    return logits[..., : size[0], : size[1]]
+
+
+@dataclass
+class Target:
+    """The labels of a micro-batch and the pixel counts of the whole optimizer step it belongs to.
+
+    A term that is a mean over pixels divides its local sum by one of the two counts. They are the pixels of all
+    micro-batches and all processes of the step, divided by the number of processes: since DDP averages gradients
+    over processes, the result is exactly the mean over all pixels, however unevenly void is spread.
+
+    Attributes:
+        mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELLED`.
+        labelled_count: pixels with a class id, at least 1.
+        valid_count: pixels that are not void, at least 1.
+        micro_batches: micro-batches in the step; terms that relate pixels to each other and so cannot be split
+            (they say so) divide by it.
+    """
+
+    mask: Tensor
+    labelled_count: Tensor
+    valid_count: Tensor
+    micro_batches: int = 1
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Target:
+        """A target whose step is this one batch on one process."""
+        labelled, valid = count_pixels(mask)
+        return cls(mask, labelled.clamp(min=1), valid.clamp(min=1))
+
+    @property
+    def labelled(self) -> Tensor:
+        """Where a class is known: bool `[N, H, W]`."""
+        return self.mask < UNLABELLED
+
+    @property
+    def valid(self) -> Tensor:
+        """Where teacher and student are compared: bool `[N, H, W]`."""
+        return self.mask != VOID
+
+
+def count_pixels(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels with a class, and pixels that are not void: two int64 scalars."""
+    return (mask < UNLABELLED).sum(), (mask != VOID).sum()
