@@ -32,11 +32,13 @@ class Batch:
     mask: Tensor
     names: list[str]
 
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, called by the data loader."""
+        return Batch(self.image.pin_memory(), self.mask.pin_memory(), self.names)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.image.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), self.names
-        )
+        return Batch(self.image.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), self.names)
 
 
 @dataclass
@@ -64,9 +66,7 @@ class Outputs:
         return upsample(self.logits, self.size, self.padded_size, self.align_corners)
 
 
-def upsample(
-    logits: Tensor, size: tuple[int, int], padded_size: tuple[int, int], align_corners: bool
-) -> Tensor:
+def upsample(logits: Tensor, size: tuple[int, int], padded_size: tuple[int, int], align_corners: bool) -> Tensor:
     """Logits `[N, C, h, w]` to `padded_size` (bilinear), cropped to `size`; half precision becomes float32."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()

@@ -1,0 +1,268 @@
+"""Data sets: pairs of an image and a mask, read with PIL (it refuses truncated files, keeps palette indices and
+does not rotate images behind the mask's back), checked before they are trained on.
+
+A new layout on disk is a function that lists pairs, and an entry in `open_splits`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distill.batch import MAX_CLASSES, VOID
+from distill.config import ConfigError, DataConfig
+from distill.data import synthetic
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+)
+CAMVID_PALETTE = (
+    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
+    *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+)
+CAMVID_VOID = 11
+MAX_LISTED = 20  # bad files named in one message
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass
+class Dataset:
+    """Images and masks by index.
+
+    Attributes:
+        names: what each item is called in messages and results.
+        read: index → image uint8 `[H, W, 3]` RGB and mask uint8 `[H, W]` of class ids or `VOID`.
+        files: the files behind each item; empty if it has none.
+        inspect: index → raises ConfigError if the item's files are not what they should be, without decoding them.
+    """
+
+    names: list[str]
+    read: Callable[[int], Pair]
+    files: list[tuple[Path, ...]]
+    inspect: Callable[[int], None]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass
+class Splits:
+    """A training and a validation set over the same classes."""
+
+    train: Dataset
+    val: Dataset
+    classes: list[str]
+    palette: list[tuple[int, int, int]]
+
+
+def open_splits(config: DataConfig) -> Splits:
+    """Finds the data; reads none of it yet.
+
+    Raises:
+        ConfigError: a missing folder, an image without mask, an empty split, no or too many classes.
+    """
+    if config.format == "synthetic":
+        classes: Sequence[str] = synthetic.CLASSES
+        palette: Sequence[Sequence[int]] = synthetic.PALETTE
+        sizes = (config.synthetic_train, config.synthetic_val)
+        train, val = (_synthetic(config, seed, n) for seed, n in enumerate(sizes))
+    else:
+        if config.format == "camvid":
+            classes, palette, void = CAMVID_CLASSES, CAMVID_PALETTE, CAMVID_VOID
+            folders = [("train", "trainannot"), ("val", "valannot")]
+        else:
+            if not config.classes:
+                raise ConfigError("data.classes: format 'folders' needs the class names, in the order of their ids")
+            classes, palette, void = (
+                config.classes,
+                config.palette or _palette(len(config.classes)),
+                config.ignore_index,
+            )
+            folders = [(config.train_images, config.train_masks), (config.val_images, config.val_masks)]
+        root = Path(config.root)
+        if not root.is_dir():
+            raise ConfigError(f"data.root: {root} is not a folder")
+        train, val = (_files(config, root / images, root / masks, len(classes), void) for images, masks in folders)
+    if len(classes) > MAX_CLASSES:
+        raise ConfigError(f"data.classes: {len(classes)} classes; masks of 8 bits hold at most {MAX_CLASSES}")
+    if len(palette) != len(classes) or any(len(color) != 3 for color in palette):
+        raise ConfigError(f"data.palette: needs {len(classes)} colours [r, g, b], one a class; has {len(palette)}")
+    colors = [(int(r), int(g), int(b)) for r, g, b in palette]
+    return Splits(_first(train, config.max_train_samples), _first(val, config.max_eval_samples), list(classes), colors)
+
+
+def check_splits(splits: Splits, level: str, progress: Callable[..., Sequence[int]] = lambda x, **_: x) -> None:
+    """Looks at every file before training does.
+
+    Args:
+        splits: the data.
+        level: `off`, `headers` (open every file) or `full` (decode every file and look at every label).
+        progress: wraps the loop over items, such as tqdm.
+
+    Raises:
+        ConfigError: names the bad files, one a line if there are several.
+    """
+    problems: list[str] = []
+    seen: dict[str, Path] = {}
+    if level == "off":
+        return
+    for split, dataset in (("train", splits.train), ("val", splits.val)):
+        for index in progress(range(len(dataset)), desc=f"checking {split}", leave=False):
+            try:
+                dataset.inspect(index)
+                if level == "full":
+                    dataset.read(index)
+                for image in dataset.files[index][:1]:
+                    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+                    if split == "val" and digest in seen:
+                        raise ConfigError(f"{image}: the same image as {seen[digest]} in train; keep one of them")
+                    if split == "train":
+                        seen[digest] = image
+            except ConfigError as error:
+                problems.append(str(error))
+    if problems:
+        more = len(problems) - MAX_LISTED
+        listed = "\n  ".join(problems[:MAX_LISTED] + ([f"… and {more} more"] if more > 0 else []))
+        raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} bad files:\n  {listed}")
+
+
+def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:
+    height, width = config.synthetic_size
+    names = [f"scene-{seed}-{i:05d}" for i in range(length)]
+
+    def read(index: int) -> Pair:
+        return synthetic.render(seed, index, height, width)
+
+    return Dataset(names, _cached(read) if config.cache else read, [()] * length, lambda index: None)
+
+
+def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: int) -> Dataset:
+    pairs = _match(images, masks)
+    lut = np.full(65536, -1, dtype=np.int16)
+    lut[:classes] = np.arange(classes)
+    lut[void] = VOID
+
+    def inspect(index: int) -> None:
+        image, mask = (_open(path, config.max_pixels) for path in pairs[index])
+        if image.size != mask.size:
+            raise ConfigError(f"{pairs[index][1]}: is {_size(mask)}, but its image {pairs[index][0]} is {_size(image)}")
+
+    def read(index: int) -> Pair:
+        inspect(index)
+        image_path, mask_path = pairs[index]
+        image = _decode(image_path, config.max_pixels).convert("RGB")
+        mask = _decode(mask_path, config.max_pixels)
+        if mask.mode not in ("L", "P", "I", "I;16"):
+            fix = "expected one class id a pixel (8-bit grey or palette PNG)"
+            raise ConfigError(f"{mask_path}: is a mask of mode {mask.mode}; {fix}")
+        if config.image_size:
+            size = (config.image_size[1], config.image_size[0])
+            image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
+        raw = np.asarray(mask).astype(np.int64)
+        ids = lut[raw.clip(0, 65535)]
+        if (ids < 0).any():
+            value = int(raw[ids < 0][0])
+            count = int((raw == value).sum())
+            raise ConfigError(
+                f"{mask_path}: label {value} ({count} pixels) is outside the class list 0 to {classes - 1} "
+                f"and is not the void label {void} (data.ignore_index)"
+            )
+        return np.asarray(image), ids.astype(np.uint8)
+
+    names = [image.stem for image, _ in pairs]
+    return Dataset(names, _cached(read) if config.cache else read, list(pairs), inspect)
+
+
+def _match(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """Images and their masks by stem, in the order of their names."""
+    found: list[dict[str, Path]] = []
+    for folder, suffixes in ((images, IMAGE_SUFFIXES), (masks, MASK_SUFFIXES)):
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: is not a folder; set data.root and the folders below it")
+        by_stem: dict[str, Path] = {}
+        try:
+            paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
+        except PermissionError:
+            raise ConfigError(f"{folder}: cannot be read; check its permissions") from None
+        for path in paths:
+            if path.stem in by_stem:
+                raise ConfigError(f"{path}: has the same stem as {by_stem[path.stem].name}; rename one of them")
+            by_stem[path.stem] = path
+        found.append(by_stem)
+    image_of, mask_of = found
+    if not image_of:
+        raise ConfigError(f"{images}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    if missing := sorted(image_of.keys() - mask_of.keys()):
+        raise ConfigError(
+            f"{image_of[missing[0]]}: has no mask {masks / missing[0]}.png ({len(missing)} of {len(image_of)} "
+            f"images have none); masks are matched by stem"
+        )
+    return [(image_of[stem], mask_of[stem]) for stem in image_of]
+
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
+    """Reads the header only."""
+    Image.MAX_IMAGE_PIXELS = None  # our own limit, from the settings, holds instead
+    try:
+        image = Image.open(path)
+    except Exception as error:  # PIL raises many kinds for broken files
+        reason = "is empty" if path.is_file() and not path.stat().st_size else f"cannot be read ({_line(error)})"
+        raise ConfigError(f"{path}: {reason}; replace or remove it") from None
+    if image.width * image.height > max_pixels:
+        raise ConfigError(f"{path}: is {_size(image)}, more than data.max_pixels {max_pixels}")
+    if image.getexif().get(0x0112, 1) != 1:
+        raise ConfigError(
+            f"{path}: is rotated by an EXIF tag that masks do not have; store it rotated, without the tag"
+        )
+    return image
+
+
+def _decode(path: Path, max_pixels: int) -> Image.Image:
+    image = _open(path, max_pixels)
+    try:
+        image.load()
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be decoded ({_line(error)}); replace or remove it") from None
+    return image
+
+
+def _cached(read: Callable[[int], Pair]) -> Callable[[int], Pair]:
+    memory: dict[int, Pair] = {}
+
+    def remember(index: int) -> Pair:
+        if index not in memory:
+            memory[index] = read(index)
+        return memory[index]
+
+    return remember
+
+
+def _first(dataset: Dataset, count: int | None) -> Dataset:
+    if count is None or count >= len(dataset):
+        return dataset
+    return Dataset(dataset.names[:count], dataset.read, dataset.files[:count], dataset.inspect)
+
+
+def _palette(classes: int) -> list[tuple[int, int, int]]:
+    """Distinct colours: the bits of the class id spread over the three channels, highest first (as Pascal VOC's)."""
+    colors = []
+    for i in range(1, classes + 1):
+        r, g, b = (sum(((i >> (3 * k + c)) & 1) << (7 - k) for k in range(8)) for c in range(3))
+        colors.append((r, g, b))
+    return colors
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}×{image.height}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__

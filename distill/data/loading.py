@@ -1,0 +1,109 @@
+"""The order of samples. Every process computes it for itself from the seed and the step, so a run can stop and go on
+anywhere, on any number of workers, and see the same images with the same augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from distill.batch import Batch
+from distill.data.datasets import Dataset
+from distill.data.transforms import Transform
+
+Key = tuple[int, int]  # epoch, index
+
+
+class StepSampler(Sampler[list[Key]]):
+    """Micro-batches of one process, step after step, without end.
+
+    The samples of all steps are one endless row of permutations, one an epoch. Step k takes the next `global_batch`
+    of them and the processes share these out, so the images of a step do not depend on the number of processes.
+    """
+
+    def __init__(self, length: int, batch: int, micro_batches: int, seed: int, start_step: int, rank: int, world: int):
+        self.length, self.batch, self.micro_batches = length, batch, micro_batches
+        self.seed, self.start_step, self.rank, self.world = seed, start_step, rank, world
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        first = self.start_step * self.micro_batches * self.world * self.batch + self.rank * self.batch
+        while True:
+            yield [self.key(position) for position in range(first, first + self.batch)]
+            first += self.world * self.batch
+
+    def key(self, position: int) -> Key:
+        """Epoch and index of the sample at a position of the endless row."""
+        epoch, place = divmod(position, self.length)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(self.length)
+        return epoch, int(self._order[place])
+
+
+class _View(TorchDataset):
+    """Augmented items of a data set, by (epoch, index)."""
+
+    def __init__(self, dataset: Dataset, transform: Transform | None, seed: int):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, np.ndarray, str]:
+        epoch, index = key
+        image, mask = self.dataset.read(index)
+        if self.transform:
+            image, mask = self.transform(image, mask, (self.seed, epoch, index))
+        return image, mask, self.dataset.names[index]
+
+
+def train_batches(
+    dataset: Dataset,
+    transform: Transform,
+    sampler: StepSampler,
+    num_workers: int,
+    timeout_seconds: int,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Endless micro-batches in the sampler's order."""
+    loader = DataLoader(
+        _View(dataset, transform, sampler.seed),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        timeout=timeout_seconds if num_workers else 0,
+        pin_memory=pin_memory,
+        collate_fn=collate,
+        generator=torch.Generator(),  # else the iterator would draw from, and move, the global generator
+    )
+    return iter(loader)
+
+
+def val_batches(
+    dataset: Dataset, batch: int, rank: int, world: int, progress: Callable = lambda x, **_: x
+) -> Iterator[tuple[list[int], Batch]]:
+    """This process's share of the images, each exactly once, as they are; a batch holds images of one size."""
+    group: list[tuple[int, np.ndarray, np.ndarray]] = []
+    indices = range(rank, len(dataset), world)
+
+    def flush() -> tuple[list[int], Batch]:
+        items = [(image, mask, dataset.names[i]) for i, image, mask in group]
+        return [i for i, _, _ in group], collate(items)
+
+    for index in progress(indices):
+        image, mask = dataset.read(index)
+        if group and (len(group) == batch or group[0][1].shape != image.shape):
+            yield flush()
+            group = []
+        group.append((index, image, mask))
+    if group:
+        yield flush()
+
+
+def collate(items: list[tuple[np.ndarray, np.ndarray, str]]) -> Batch:
+    """Items of one size to a batch; images stay in channels-last memory order."""
+    images, masks, names = zip(*items, strict=True)
+    return Batch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(masks)), list(names))

@@ -1,0 +1,124 @@
+"""Processes, devices, signals and the lock on the output folder: what has to be right before anything is computed."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
+
+from distill.config import Config, ConfigError
+
+T = TypeVar("T")
+TWO_ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} scripts/distill.py"
+
+
+def start(config: Config) -> Accelerator:
+    """The Accelerator of a run, once it is sure that as many processes run as were asked for.
+
+    Raises:
+        ConfigError: fewer processes than asked for, or a precision or strategy that cannot work here.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # Without a GPU, Accelerate would start every process as "the only one" unless told that CPUs are meant.
+    cpu = True if launched > 1 and not torch.accelerator.is_available() else None
+    project = ProjectConfiguration(str(config.folder), str(config.folder / "tensorboard"))
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_seconds))
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            cpu=cpu,
+            log_with="tensorboard",
+            project_config=project,
+            kwargs_handlers=[patience],
+        )
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision: {config.mixed_precision!r}: {error}") from error
+    asked = config.num_processes or asked_of_launcher() or launched
+    if accelerator.num_processes < asked:
+        command = TWO_ON_CPU if accelerator.device.type == "cpu" else "accelerate launch --num_processes {n} …"
+        raise ConfigError(
+            f"{asked} processes were asked for, {accelerator.num_processes} runs; use: {command.format(n=asked)}"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(f"launched with {accelerator.distributed_type.value}; a small student needs plain DDP")
+    if accelerator.device.type == "cpu":
+        # The launcher sets OMP_NUM_THREADS to 1 where nobody else did.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(config.num_threads or max(1, len(os.sched_getaffinity(0)) // local))
+    return accelerator
+
+
+def asked_of_launcher() -> int | None:
+    """The `--num_processes` given to `accelerate launch`, which may start one process whatever it says."""
+    with suppress(OSError):
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        found = re.search(r"accelerate\S* launch .*--num_processes[ =](\d+)", command)
+        return int(found[1]) if found else None
+    return None
+
+
+def stop_on_signal() -> Callable[[], bool]:
+    """Answers whether SIGTERM or Ctrl-C came; a second Ctrl-C ends the process at once."""
+    asked: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    if sys.platform == "linux":
+        # A launcher of one process dies of SIGTERM without passing it on; the kernel then tells us.
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    return lambda: bool(asked)
+
+
+def lock(folder: Path) -> IO[str]:
+    """Keeps other runs out of a folder for as long as the returned file is open; a run that died holds nothing.
+
+    Raises:
+        ConfigError: another run is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        raise ConfigError(f"{folder}: another run is at work in it (process {file.read().strip()})") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
+    """Runs an action on the main process; what it raises is raised on all of them. Returns None elsewhere."""
+    result, failure = None, [None]
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            if accelerator.num_processes == 1:
+                raise
+            failure = [error]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise failure[0]
+    return result

@@ -1,0 +1,218 @@
+"""Terms that look at one pixel at a time, computed strip by strip: full-resolution logits are never held.
+
+Upsampled to the images' size, the logits of both networks with their softmaxes and gradients take 28 bytes an element
+in plain PyTorch. Here a few rows of one image at a time are upsampled, compared and differentiated, and their
+gradient goes back through the transposed upsampling at once: what stays is the gradient at the head's own stride. The
+rows fit the processor's cache, which is where the speed comes from. Values and gradients are those of the terms' own
+`forward`, for every `PixelTerm` and every setting of it, since each strip is given to the terms themselves.
+
+Left out: second derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.batch import Outputs, Target
+from distill.losses.base import PixelTerm
+from distill.losses.grid import at_least_float32, cell_position, interpolation, pixel_centres
+
+# Logits a strip: what a core's cache holds; on a GPU, what makes the cost of launching kernels vanish.
+STRIP_LOGITS_CPU = 2**18
+STRIP_LOGITS_GPU = 2**24
+
+
+@dataclass
+class Fused:
+    """What `fused` returns.
+
+    Attributes:
+        total: the weighted sum of the terms, a scalar that can be differentiated once.
+        values: the terms' values, unweighted, detached.
+        norms: norm of each unweighted term's gradient at the student's logits (at the head's stride); None if not
+            asked for.
+    """
+
+    total: Tensor
+    values: list[Tensor]
+    norms: list[Tensor] | None = None
+
+
+class Upsampling:
+    """Bilinear upsampling and cropping of one network's logits, a strip of rows at a time, and its transpose.
+
+    It is linear and separable: columns first, for a whole image, then rows, for the strip alone.
+    """
+
+    def __init__(self, outputs: Outputs, dtype: torch.dtype):
+        """Makes the two interpolation matrices.
+
+        Args:
+            outputs: their logits' shape and where they lie in the images.
+            dtype: of the results.
+        """
+        (self.height, self.width), device = outputs.logits.shape[-2:], outputs.logits.device
+        self.plain = (self.height, self.width) == tuple(outputs.padded_size)
+        rows, columns = (
+            cell_position(pixel_centres(size, torch.device("cpu")), cells, length, outputs.align_corners)
+            for size, cells, length in zip(outputs.size, outputs.logits.shape[-2:], outputs.padded_size, strict=True)
+        )
+        self.first = rows.floor().long().tolist()
+        self.last = rows.ceil().long().tolist()
+        self.rows = interpolation(rows, self.height).to(device, dtype)
+        self.columns = interpolation(columns, self.width).to(device, dtype)
+        self.image_width = outputs.size[1]
+
+    def widen(self, image: Tensor) -> Tensor:
+        """`[C, h, w]` with its columns upsampled: `[h, C, W]`."""
+        image = image.transpose(0, 1)
+        return image[..., : self.image_width] if self.plain else image @ self.columns.T
+
+    def strip(self, wide: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the upsampled image: `[rows, C, W]`."""
+        if self.plain:
+            return wide[start:stop]
+        first, last = self.first[start], self.last[stop - 1] + 1
+        return (self.rows[start:stop, first:last] @ wide[first:last].flatten(1)).view(-1, *wide.shape[1:])
+
+    def add_strip(self, wide: Tensor, gradient: Tensor, start: int, stop: int) -> None:
+        """Adds the gradient of a strip to that of what it was made from."""
+        if self.plain:
+            wide[start:stop] = gradient
+        else:
+            first, last = self.first[start], self.last[stop - 1] + 1
+            wide[first:last].flatten(1).addmm_(self.rows[start:stop, first:last].T, gradient.flatten(1))
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """The transpose of `widen`."""
+        if self.plain:
+            return torch.nn.functional.pad(wide, (0, self.width - self.image_width)).transpose(0, 1)
+        return (wide @ self.columns).transpose(0, 1)
+
+
+def fused(
+    terms: Sequence[PixelTerm],
+    weights: Sequence[float],
+    student: Outputs,
+    teacher: Outputs | None,
+    target: Target,
+    *,
+    norms: bool = False,
+    compiled: bool = False,
+    strip_logits: int | None = None,
+) -> Fused:
+    """The weighted sum of pixel terms with its gradient, in the memory of a few rows.
+
+    Args:
+        terms: those for which `by_strips` holds.
+        weights: one a term.
+        student: the student's outputs.
+        teacher: the teacher's; needed if a term needs it.
+        target: labels and counts.
+        norms: also the norm of each term's gradient; costs one backward a term.
+        compiled: let torch.compile fuse each strip's work; the first call takes a while.
+        strip_logits: how many logits (rows × classes × width) are worked on at a time.
+
+    Returns:
+        The sum, the values and the norms.
+
+    Raises:
+        ValueError: a term needs a teacher and there is none.
+    """
+    if teacher is None and any(term.needs_teacher for term in terms):
+        raise ValueError("a term compares with a teacher: pass its outputs")
+    if strip_logits is None:
+        strip_logits = STRIP_LOGITS_CPU if student.logits.device.type == "cpu" else STRIP_LOGITS_GPU
+    plan = (terms, weights, student, teacher, target, norms, compiled, strip_logits)
+    total, values, sizes = _Fused.apply(student.logits, plan)
+    return Fused(total, list(values.unbind()), list(sizes.unbind()) if norms else None)
+
+
+class _Fused(torch.autograd.Function):
+    """The gradient is made in the forward pass; backward scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, plan: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(logits.device.type, enabled=False), _full_precision():
+            total, values, norms, gradient = _by_strips(*plan)
+        ctx.mark_non_differentiable(values, norms)
+        ctx.save_for_backward(gradient)
+        return total, values, norms
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total.to(gradient.dtype), None
+
+
+def _by_strips(
+    terms: Sequence[PixelTerm],
+    weights: Sequence[float],
+    student: Outputs,
+    teacher: Outputs | None,
+    target: Target,
+    norms: bool,
+    compiled: bool,
+    strip_logits: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Total, values and norms `[terms]`, and the total's gradient at the student's logits, in their dtype."""
+    logits = at_least_float32(student.logits[:0])
+    classes, (height, width) = logits.shape[1], student.size
+    shape = torch.Size((len(target.mask), classes, height, width))
+    factors = torch.stack([term.scale(shape) / term.count(target).to(logits) for term in terms])
+    weight = factors.new_tensor(weights)
+    sums = _compiled() if compiled else _sums
+    up = Upsampling(student, logits.dtype)
+    up_teacher = Upsampling(teacher, logits.dtype) if teacher else None
+    rows = max(1, strip_logits // (classes * width))
+
+    totals = torch.zeros_like(factors)
+    gradients = [torch.empty_like(student.logits) for _ in range(len(terms) if norms else 1)]
+    for n in range(len(target.mask)):
+        wide = up.widen(student.logits[n].to(logits))
+        other = up_teacher.widen(teacher.logits[n].detach().to(logits)) if teacher and up_teacher else None
+        wide_gradients = [torch.zeros_like(wide, memory_format=torch.contiguous_format) for _ in gradients]
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            strip = up.strip(wide, start, stop).detach().requires_grad_()
+            strip_teacher = up_teacher.strip(other, start, stop) if up_teacher and other is not None else None
+            with torch.enable_grad():
+                values = sums(terms, strip, strip_teacher, target.mask[n, start:stop]) * factors
+                parts = values.unbind() if norms else [(values * weight).sum()]
+            totals += values.detach()
+            for i, (part, wide_gradient) in enumerate(zip(parts, wide_gradients, strict=True)):
+                (gradient,) = torch.autograd.grad(part, strip, retain_graph=i + 1 < len(parts))
+                up.add_strip(wide_gradient, gradient, start, stop)
+        for gradient, wide_gradient in zip(gradients, wide_gradients, strict=True):
+            gradient[n] = up.narrow(wide_gradient)
+    sizes = torch.stack([g.norm() for g in gradients]) if norms else totals.new_zeros(len(terms))
+    total_gradient = sum(w * g for w, g in zip(weights, gradients, strict=True)) if norms else gradients[0]
+    return (totals * weight).sum(), totals, sizes, torch.as_tensor(total_gradient)
+
+
+def _sums(terms: Sequence[PixelTerm], student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
+    return torch.stack([term.total(student, teacher, mask) for term in terms])
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_sums, dynamic=True)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Interpolation in true float32, also where the caller lets matrix products round to TF32 or bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,196 @@
+"""What the teacher's distribution over the classes of a pixel teaches, pixel by pixel.
+
+Relative entropy is not symmetric. Forward KL(teacher‖student) punishes the student where the teacher has mass and
+the student has none: it covers all the teacher's modes and blurs between them. Reverse KL(student‖teacher) punishes
+mass where the teacher has none: the student picks a mode and is sure of it. Jeffreys' divergence is their sum; the
+Jensen-Shannon divergence goes from one to the other with `beta` and stays bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.batch import Outputs, Target
+from distill.losses.base import PixelTerm
+from distill.losses.grid import at_least_float32, cell_counts, to_grid
+
+Divergence = Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"]
+Reduction = Literal["mean", "cirkd", "mmrazor", "torchdistill", "zh320"]
+Confidence = Literal["none", "max_probability", "entropy"]
+Stride = Literal["full", "native"]
+
+
+def soften(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities over dim 1 at a temperature, `log_softmax(logits / temperature)`.
+
+    The largest logit is taken off before the division: `x / T` of two logits near 1e4 rounds by more than they
+    differ, their difference does not.
+    """
+    if temperature != 1:
+        logits = (logits - logits.detach().amax(1, keepdim=True)) / temperature
+    return F.log_softmax(logits, 1)
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Logits with mean 0 and standard deviation 1 over dim 1, the classes.
+
+    The student then has to match the teacher's ranking and proportions, not its range. Sun et al., Logit
+    Standardization in Knowledge Distillation, 2024, arXiv:2403.01427. A pixel whose logits are all equal stays 0.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-8)
+
+
+def divergence(student: Tensor, teacher: Tensor, kind: Divergence, beta: float = 0.5) -> Tensor:
+    """How far the student's distribution s is from the teacher's t; ≥ 0, and 0 where they are equal.
+
+    - `forward_kl`: Σ t log(t/s).
+    - `reverse_kl`: Σ s log(s/t).
+    - `jeffreys`: their sum, Σ (t - s) log(t/s).
+    - `jensen_shannon`: β KL(t‖m) + (1-β) KL(s‖m) with m = β t + (1-β) s; bounded by the entropy of (β, 1-β), at
+      most log 2. Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory, 1991. Divided by
+      β (1-β) it tends to reverse KL for β → 1 and to forward KL for β → 0.
+    - `soft_cross_entropy`: -Σ t log s: forward KL plus the teacher's entropy, so not 0 at equality; its gradient
+      is that of forward KL.
+
+    Args:
+        student: log-probabilities `[N, C, ...]`.
+        teacher: log-probabilities of the same shape.
+        kind: one of the above.
+        beta: weight of the teacher in `jensen_shannon`, between 0 and 1.
+
+    Returns:
+        `[N, ...]`, in nats.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "forward_kl":
+        return (teacher.exp() * (teacher - student)).sum(1)
+    if kind == "reverse_kl":
+        return (student.exp() * (student - teacher)).sum(1)
+    if kind == "jeffreys":
+        return ((teacher.exp() - student.exp()) * (teacher - student)).sum(1)
+    if kind == "jensen_shannon":
+        mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+        from_teacher = (teacher.exp() * (teacher - mixture)).sum(1)
+        from_student = (student.exp() * (student - mixture)).sum(1)
+        return beta * from_teacher + (1 - beta) * from_student
+    if kind == "soft_cross_entropy":
+        return -(teacher.exp() * student).sum(1)
+    raise ValueError(f"divergence={kind!r}: one of {', '.join(get_args(Divergence))}")
+
+
+def certainty(logits: Tensor, kind: Confidence) -> Tensor:
+    """How sure the distributions of logits `[N, C, ...]` are, at temperature 1: `[N, ...]` in 0 … 1.
+
+    `max_probability` is the probability of the likeliest class; `entropy` is 1 - H / log C: 0 for the uniform
+    distribution and 1 for a certain one.
+    """
+    log_probabilities = F.log_softmax(logits, 1)
+    if kind == "max_probability":
+        return log_probabilities.amax(1).exp()
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(1)
+    return 1 - entropy / math.log(max(logits.shape[1], 2))
+
+
+class KD(PixelTerm):
+    """Distillation of the logits of each pixel, T² · D(softmax(teacher / T), softmax(student / T)).
+
+    Mean over the pixels that are not void. T² keeps the gradient's size when T changes. Hinton et al., Distilling
+    the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        divergence: Divergence = "forward_kl",
+        temperature: float = 1.0,
+        beta: float = 0.5,
+        standardize: bool = False,
+        confidence: Confidence = "none",
+        confidence_threshold: float | None = None,
+        reduction: Reduction = "mean",
+        stride: Stride = "full",
+    ):
+        """Settings.
+
+        Args:
+            divergence: which D; see `divergence`.
+            temperature: T > 0; larger values show more of the small probabilities.
+            beta: weight of the teacher in Jensen-Shannon, between 0 and 1.
+            standardize: standardise both networks' logits over the classes first; see `standardized`.
+            confidence: what says how sure the teacher is of a pixel; see `certainty`.
+            confidence_threshold: 0 … 1: pixels less sure than this count nothing (they stay in the mean's count, so
+                fewer sure pixels give a smaller loss); None: each pixel is weighted by the confidence itself.
+            reduction: `mean`, or the scale of another project, so that weights published for it can be used:
+                `cirkd` is the mean too; `mmrazor` and `torchdistill` sum over the pixels of an image (mean × H·W);
+                `zh320` also divides by the classes (mean / C). Void pixels count in none of them here.
+            stride: `full` compares at the images' size; `native` at the teacher's head's, each cell counting as the
+                pixels nearest to it: cheaper, and almost the same gradient.
+
+        Raises:
+            ValueError: a setting outside its range.
+        """
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: must be above 0")
+        if not 0 < beta < 1:
+            raise ValueError(f"beta={beta}: must be between 0 and 1; use forward_kl or reverse_kl for the ends")
+        for name, value, allowed in (
+            ("divergence", divergence, Divergence),
+            ("confidence", confidence, Confidence),
+            ("reduction", reduction, Reduction),
+            ("stride", stride, Stride),
+        ):
+            if value not in get_args(allowed):
+                raise ValueError(f"{name}={value!r}: one of {', '.join(get_args(allowed))}")
+        self.divergence = divergence
+        self.temperature = temperature
+        self.beta = beta
+        self.standardize = standardize
+        self.confidence = confidence
+        self.confidence_threshold = confidence_threshold
+        self.reduction = reduction
+        self.stride = stride
+
+    def per_pixel(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
+        """T² · D, weighted by the teacher's confidence: `[N, ...]`."""
+        assert teacher is not None
+        if self.confidence != "none":
+            weight = certainty(teacher, self.confidence)
+            if self.confidence_threshold is not None:
+                weight = (weight >= self.confidence_threshold).to(teacher.dtype)
+        if self.standardize:
+            student, teacher = standardized(student), standardized(teacher)
+        values = divergence(
+            soften(student, self.temperature), soften(teacher, self.temperature), self.divergence, self.beta
+        )
+        if self.confidence != "none":
+            values = values * weight
+        return values * self.temperature**2
+
+    def scale(self, shape: torch.Size) -> float:
+        """What the reduction asked for is, times the mean over the pixels."""
+        _, classes, height, width = shape
+        factors = {"mmrazor": height * width, "torchdistill": height * width, "zh320": 1 / classes}
+        return factors.get(self.reduction, 1.0)
+
+    def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
+        """At the images' size, or on the teacher's grid."""
+        if self.stride == "full" or teacher is None:
+            return super().value(student, teacher, target)
+        height, width = teacher.logits.shape[-2:]
+        align = teacher.align_corners
+        logits = to_grid(student.logits, student, teacher, (height, width), align)
+        counts = cell_counts(target.valid, 1, teacher, (height, width), align, logits.dtype)[:, 0]
+        values = self.per_pixel(logits, at_least_float32(teacher.logits.detach()), target.mask)
+        total = (counts * torch.where(counts > 0, values, 0)).sum()
+        return total / self.count(target) * self.scale(logits.shape)

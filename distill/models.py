@@ -1,0 +1,203 @@
+"""Networks by name (segmentation_models_pytorch with its own or timm's encoders): build, run, load, save.
+
+Each network normalises and pads its input by itself, so teacher and student may differ in both, and training,
+scoring and the exported file share one forward pass. Only this module knows SMP.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.batch import Outputs
+from distill.config import ConfigError, NetworkConfig
+
+# Architectures whose pooling turns the traced image size into a constant: exported for one size only.
+FIXED_SIZE = ("pspnet", "upernet")
+
+
+class Network(nn.Module):
+    """An SMP network that takes raw images.
+
+    Args:
+        model: the SMP network.
+        classes: class names in the order of their ids.
+        mean: mean of the RGB channels of images in 0 to 1.
+        std: standard deviation likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.model = model
+        self.classes = list(classes)
+        # PAN pools the stride-16 map three times more.
+        self.stride = 128 if isinstance(model, smp.PAN) else max(32, model.encoder.output_stride)
+        self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
+        """Logits, and intermediate maps by name.
+
+        Args:
+            image: RGB `[N, 3, H, W]`, uint8 or float, 0 to 255, any size.
+            features: names of the maps to return: `encoder.1` … `encoder.5`, `decoder`.
+
+        Raises:
+            ConfigError: the network has no map of that name.
+        """
+        height, width = image.shape[-2:]
+        x = (image.to(self.mean.dtype) - self.mean) / self.std
+        x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        padded_size = (x.shape[-2], x.shape[-1])
+        if isinstance(self.model, smp.DPT):
+            if features:
+                raise ConfigError(f"arch dpt: has no feature maps {', '.join(features)}; use terms on logits only")
+            return Outputs(self.model(x), (height, width), padded_size)
+        stages = self.model.encoder(x)
+        decoded = self.model.decoder(stages)
+        convolution, upsampling, _ = self.model.segmentation_head  # the third would turn logits into probabilities
+        maps = {f"encoder.{i}": stage for i, stage in enumerate(stages) if i} | {"decoder": decoded}
+        if missing := [name for name in features if name not in maps]:
+            raise ConfigError(f"feature map {missing[0]!r}: the network has {', '.join(maps)}")
+        return Outputs(
+            convolution(decoded),
+            (height, width),
+            padded_size,
+            getattr(upsampling, "align_corners", True),
+            {name: maps[name] for name in features},
+        )
+
+
+def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
+    """A new network.
+
+    Raises:
+        ConfigError: unknown architecture, encoder or option, or weights that could not be downloaded.
+    """
+    known = list(smp.MODEL_ARCHITECTURES_MAPPING)
+    if network.arch.lower() not in known:
+        raise ConfigError(f"arch: {network.arch!r} is not one of {', '.join(known)}")
+    try:
+        model = smp.create_model(
+            network.arch,
+            encoder_name=network.encoder_name,
+            encoder_weights=network.encoder_weights,
+            classes=len(classes),
+            **network.options,
+        )
+    except Exception as error:  # whatever SMP, timm or the hub raise, the cause is one of these settings
+        reason = " ".join(str(error).split())[:300]
+        if network.encoder_weights:
+            hint = "with no access to the hub, set encoder_weights to null or fill its cache elsewhere"
+            raise ConfigError(
+                f"encoder_weights: {network.encoder_weights!r} for {network.encoder_name!r} failed: {reason}; {hint}"
+            ) from error
+        raise ConfigError(
+            f"{network.arch} with encoder_name {network.encoder_name!r} and options {network.options}: {reason}"
+        ) from error
+    return Network(model, classes, network.mean, network.std)
+
+
+def try_build(network: NetworkConfig, classes: Sequence[str]) -> None:
+    """Builds a network without memory or pretrained weights, for the errors that this raises."""
+    with torch.device("meta"):
+        build(replace(network, encoder_weights=None), classes)
+
+
+def save(network: Network, folder: Path) -> None:
+    """Weights and class names into a folder that `smp.from_pretrained` and `load` read."""
+    # SMP writes a model card with a licence of its own choosing beside the weights; that file is replaced by ours.
+    network.model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)
+    names = {str(i): name for i, name in enumerate(network.classes)}
+    (folder / "id2label.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n")
+
+
+def load(folder: Path, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> Network:
+    """A network from a folder written by `save` or by SMP's `save_pretrained`, in eval mode.
+
+    Args:
+        folder: the folder.
+        classes: the class names that it must have.
+        mean: used if the folder does not say (`albumentations_config_eval.json`).
+        std: likewise.
+
+    Raises:
+        ConfigError: no such folder, unreadable weights, or other classes.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: holds no {name}; expected a folder written by SMP's save_pretrained")
+    try:
+        model = smp.from_pretrained(str(folder))
+    except Exception as error:
+        raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    found = _class_names(folder)
+    count = model.segmentation_head[0].out_channels if not isinstance(model, smp.DPT) else len(classes)
+    if found is not None and found != list(classes):
+        raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(classes)}")
+    if count != len(classes):
+        raise ConfigError(f"{folder}: predicts {count} classes, but the data has {len(classes)}")
+    mean, std = _normalisation(folder) or (mean, std)
+    return Network(model.eval(), classes, mean, std)
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    path = folder / "id2label.json"
+    if not path.is_file():
+        return None
+    names = json.loads(path.read_text())
+    return [names[str(i)] for i in range(len(names))]
+
+
+def _normalisation(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and std (images in 0 to 1) from the folder's saved albumentations pipeline, if it has one."""
+    path = folder / "albumentations_config_eval.json"
+    if not path.is_file():
+        return None
+    for transform in json.loads(path.read_text())["transform"]["transforms"]:
+        if transform["__class_fullname__"].endswith("Normalize"):
+            scale = transform.get("max_pixel_value", 255.0) / 255
+            return [m * scale for m in transform["mean"]], [s * scale for s in transform["std"]]
+    return None
+
+
+def freeze_unused(network: Network, size: Sequence[int], features: Sequence[str] = ()) -> list[str]:
+    """Freezes parameters that no output depends on, which DistributedDataParallel would refuse; returns their names.
+
+    Some SMP networks have them: encoder stages behind the last one used, unused heads.
+    """
+    network.eval()  # so that the dry run leaves BatchNorm statistics alone
+    height, width = (max(32, n) for n in size)
+    outputs = network(torch.zeros(1, 3, height, width, device=network.mean.device), features)
+    sum(t.float().sum() for t in (outputs.logits, *outputs.features.values())).backward()
+    unused = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    for name, p in network.named_parameters():
+        p.requires_grad_(p.requires_grad and name not in unused)
+    network.zero_grad(set_to_none=True)
+    return unused
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of weights."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def count_flops(network: Network, size: Sequence[int]) -> int:
+    """Floating point operations (2 a multiply-add) for one image of `size`; convolutions and products only."""
+    twin = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(torch.zeros(1, 3, *size, device="meta"))
+    return int(counter.get_total_flops())

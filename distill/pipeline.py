@@ -1,0 +1,260 @@
+"""The stages in order: teacher → baseline → student → scores → ONNX → report.
+
+A stage whose result is there and was made with the same settings is skipped; with other settings the run is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+import torch
+from PIL import Image
+
+from distill import models
+from distill.batch import VOID
+from distill.checkpoint import publish, refuse_other_settings, sha256, write_json
+from distill.config import HARMLESS, Config, ConfigError, dump, flatten
+from distill.data import check_splits, open_splits, save_preprocessing
+from distill.evaluate import Evaluation
+from distill.export import ExportError, export_onnx
+from distill.launch import lock, on_main, start, stop_on_signal
+from distill.models import Network
+from distill.report import strip, summary, write_card, write_report
+from distill.teacher import Teacher, check_teacher
+from distill.tracking import Tracker
+from distill.train import Run, Stopped, train
+
+EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
+RECORD = "stage.json"
+# Settings that do not reach a stage, by the beginning of their names.
+FOREIGN = {
+    "teacher": ("student.", "baseline.", "kd.", "export.", "teacher.checkpoint"),
+    "baseline": ("teacher.", "baseline.", "kd.", "export."),
+    "student": ("baseline.", "export."),
+}
+
+
+def main(config: Config) -> int:
+    """Runs everything; returns the exit code. Bad input becomes one line."""
+    try:
+        distil(config)
+    except (ConfigError, ExportError, FloatingPointError, OSError) as error:
+        # What a worker raised comes with its traceback; the last line is ours.
+        text = str(error).strip()
+        print(
+            "distill: error:",
+            text.splitlines()[-1].split("Error: ")[-1] if "Traceback" in text else text,
+            file=sys.stderr,
+        )
+        return 1
+    except Stopped as stopped:
+        print(f"distill: {stopped}", file=sys.stderr)
+        return EXIT_STOPPED
+    return 0
+
+
+def distil(config: Config) -> dict[str, Any]:
+    """Runs every stage and returns the results."""
+    splits = open_splits(config.data)
+    accelerator = start(config)
+    try:
+        run = Run(config, accelerator, splits, stop_on_signal())
+        held = on_main(accelerator, lambda: take_folder(config, accelerator.num_processes))  # noqa: F841  open for as long as the run lasts
+        check_splits(splits, config.data.check, run.progress)
+        run.say(
+            f"{config.folder}: {len(splits.train)} training and {len(splits.val)} validation images, "
+            f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
+            f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
+        )
+        for wanted in (config.teacher, config.student):
+            models.try_build(wanted, splits.classes)  # before hours are spent on the other
+        networks = {"teacher": load_teacher(run)}
+        if config.baseline.enabled:
+            networks["baseline"] = stage(run, "baseline")
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        networks["student"] = stage(run, "student", Teacher(networks["teacher"], dtype=precision))
+        evaluation = run.evaluate(networks, "final scores")
+        results = collect(run, networks, evaluation)
+        on_main(accelerator, lambda: finish(run, networks, evaluation, results))
+        return results
+    finally:
+        accelerator.end_training()
+
+
+def take_folder(config: Config, processes: int) -> IO[str]:
+    """Locks the output folder, once it is sure that nothing in it belongs to another run."""
+    folder = config.folder
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is not a folder; set another --name or --output_dir")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: holds something else than a run; set another --name or --output_dir")
+    held = lock(folder)
+    for name in FOREIGN:
+        record = folder / name / RECORD
+        if record.is_file() and not (name == "teacher" and config.teacher.checkpoint):
+            settings = json.loads(record.read_text())["settings"]
+            settings.pop("teacher.sha256", None)
+            refuse_other_settings(folder / name, settings, stage_settings(config, name, processes))
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    return held
+
+
+def stage_settings(config: Config, name: str, processes: int) -> dict[str, Any]:
+    """The settings that decide what a stage ends with."""
+    factors = ("per_device_train_batch_size", "gradient_accumulation_steps")  # only their product counts
+    left_out = (*HARMLESS, *factors)
+    settings = {k: v for k, v in flatten(config).items() if k not in left_out and not k.startswith(FOREIGN[name])}
+    global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return settings | {"global_batch_size": global_batch_size}
+
+
+def load_teacher(run: Run) -> Network:
+    """The teacher that the settings name, or the one trained here; scored before anything is learnt from it."""
+    config, wanted = run.config, run.config.teacher
+    if wanted.checkpoint is None:
+        network, source = stage(run, "teacher"), str(config.folder / "teacher")
+    else:
+        path = Path(wanted.checkpoint)
+        source = str(path / "teacher" if (path / "teacher").is_dir() else path)
+        network = models.load(Path(source), run.splits.classes, wanted.mean, wanted.std).to(run.accelerator.device)
+        settings = {"teacher.checkpoint": sha256(Path(source) / "model.safetensors")}
+        if (record := config.folder / "teacher" / RECORD).is_file():
+            refuse_other_settings(record.parent, json.loads(record.read_text())["settings"], settings)
+        else:
+            on_main(run.accelerator, lambda: write_stage(run, "teacher", network, settings, {"source": source}))
+    scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
+    run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
+    check_teacher(scores, source)
+    return network
+
+
+def stage(run: Run, name: str, teacher: Teacher | None = None) -> Network:
+    """The network of a stage: read if it is there, trained if not."""
+    config, folder = run.config, run.config.folder / name
+    settings = stage_settings(config, name, run.accelerator.num_processes)
+    if teacher:
+        settings["teacher.sha256"] = sha256(config.folder / "teacher" / "model.safetensors")
+    if (folder / RECORD).is_file():
+        record = json.loads((folder / RECORD).read_text())
+        refuse_other_settings(folder, record["settings"], settings)
+        if sha256(folder / "model.safetensors") != record["sha256"]:
+            raise ConfigError(f"{folder / 'model.safetensors'}: is not the file that was written; remove {folder}")
+        run.say(f"{name}: is there already")
+        wanted = config.teacher if name == "teacher" else config.student
+        return models.load(folder, run.splits.classes, wanted.mean, wanted.std).to(run.accelerator.device)
+    network, state = train(run, name, settings, teacher)
+    on_main(
+        run.accelerator, lambda: write_stage(run, name, network, settings, {"steps": state.step, "kept": state.best})
+    )
+    return network
+
+
+def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Publishes the folder of a stage, whole or not at all; the states of its training are then no longer needed."""
+
+    def write(folder: Path) -> None:
+        models.save(network, folder)
+        mean, std = ((buffer / 255).flatten().tolist() for buffer in (network.mean, network.std))
+        save_preprocessing(folder, mean, std, network.stride)
+        record = {"sha256": sha256(folder / "model.safetensors"), **facts, "settings": settings}
+        write_json(folder / RECORD, record)
+
+    publish(run.config.folder / name, write)
+    shutil.rmtree(run.config.folder / "training" / name, ignore_errors=True)
+    with suppress(OSError):  # not empty yet
+        (run.config.folder / "training").rmdir()
+
+
+def collect(run: Run, networks: dict[str, Network], evaluation: Evaluation) -> dict[str, Any]:
+    """What `results.json` holds, but for the ONNX file."""
+    classes, size = run.splits.classes, run.splits.val.read(0)[1].shape
+    results: dict[str, Any] = {"classes": classes, "val_images": len(run.splits.val), "image_size": list(size)}
+    for name, network in networks.items():
+        scores = evaluation.scores[name]
+        results[name] = {
+            "mean_iou": scores.mean_iou,
+            "iou": dict(zip(classes, scores.iou, strict=True)),
+            "pixel_accuracy": scores.pixel_accuracy,
+            "classes_present": scores.present,
+            "params": models.count_parameters(network),
+            "flops": models.count_flops(network, size),
+        }
+    teacher, student = results["teacher"]["mean_iou"], results["student"]["mean_iou"]
+    gap = teacher - results["baseline"]["mean_iou"] if "baseline" in results else 0.0
+    results["student"]["agreement"] = evaluation.agreement["student"]
+    results["student"]["gap_closed"] = 1 - (teacher - student) / gap if gap > 0 else None
+    return results
+
+
+def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, results: dict[str, Any]) -> None:
+    """Pictures, numbers, the ONNX file, the report and TensorBoard."""
+    config, splits, folder = run.config, run.splits, run.config.folder
+    student = folder / "student"
+    samples: dict[str, np.ndarray] = {}
+    count = min(config.num_sample_images, len(splits.val))
+    for index in range(0, len(splits.val), max(1, len(splits.val) // max(1, count)))[:count]:
+        samples[splits.val.names[index]] = strip(*splits.val.read(index), networks, splits.palette)
+    (folder / "samples").mkdir(exist_ok=True)
+    paths = [f"samples/{name}.png" for name in samples]
+    for path, picture in zip(paths, samples.values(), strict=True):
+        Image.fromarray(picture).save(folder / path)
+
+    write_json(folder / "results.json", results)
+    if config.export.enabled:
+        results["onnx"] = exported(run, networks["student"], results)
+        write_json(folder / "results.json", results)
+    command = f"accelerate launch scripts/distill.py --config {folder}/config.yaml"
+    report = write_report(folder, config.name, results, paths, command)
+    write_card(student, config.name, results, splits.classes)
+
+    if config.teacher.checkpoint:  # it was not trained here: a level line to compare with
+        line = Tracker(run.accelerator, "teacher")
+        for step in (0, *range(config.eval_steps, config.student.max_train_steps + 1, config.eval_steps)):
+            line.scores(evaluation.scores["teacher"], splits.classes, step)
+        line.close()
+    last = config.student.max_train_steps + 1  # a step of its own, so that writing it again replaces it
+    tracker = Tracker(run.accelerator, "student", first_step=last)
+    tracker.layout(splits.classes)
+    for name, picture in samples.items():
+        tracker.image(f"samples/{name}", picture, last)
+    tracker.text("report", report, last)
+    tracker.close()
+    run.say(
+        f"\n{summary(results)}\n\n{folder}/report.md, {student}/model.onnx, tensorboard --logdir {folder}/tensorboard"
+    )
+
+
+def exported(run: Run, network: Network, results: dict[str, Any]) -> dict[str, Any]:
+    """What the proof of the student's ONNX file says; the file is written unless that very file is there."""
+    folder = run.config.folder / "student"
+    path, record = folder / "model.onnx", folder / "onnx.json"
+    weights = sha256(folder / "model.safetensors")
+    wanted = {"weights_sha256": weights, "opset": run.config.export.opset}
+    if path.is_file() and record.is_file():
+        proof = json.loads(record.read_text())
+        if proof["made_from"] == wanted and proof["sha256"] == sha256(path):
+            return dict(proof)
+    metadata = {
+        "classes": run.splits.classes,
+        "palette": run.splits.palette,
+        "void": VOID,
+        "mean": (network.mean / 255).flatten().tolist(),
+        "std": (network.std / 255).flatten().tolist(),
+        "stride": network.stride,
+        "weights_sha256": weights,
+        "mean_iou": results["student"]["mean_iou"],
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+    }
+    run.say("exporting to ONNX")
+    twin = copy.deepcopy(network)  # it moves to the CPU
+    proof = export_onnx(twin, path, run.splits.val, run.config.export, metadata) | {"made_from": wanted}
+    write_json(record, proof)
+    return proof

@@ -1,0 +1,60 @@
+"""What answers "what does the teacher say of this batch": a frozen network.
+
+It stands outside everything that is trained: `.train()` cannot reach its BatchNorm, DDP does not wrap it, and no
+checkpoint carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from distill.batch import Batch, Outputs
+from distill.config import ConfigError
+from distill.metrics import Scores
+from distill.models import Network
+
+NEAR_CHANCE = 1.5
+
+
+class Teacher:
+    """A frozen network in eval mode.
+
+    Args:
+        network: the network.
+        features: names of the feature maps that the objective compares.
+        dtype: half precision to run it in, or None.
+    """
+
+    def __init__(self, network: Network, features: Sequence[str] = (), dtype: torch.dtype | None = None):
+        self.network = network.eval().requires_grad_(False)
+        self.features = tuple(features)
+        self.dtype = dtype
+
+    @torch.no_grad()  # not inference_mode: feature terms could not save such tensors for their backward pass
+    def __call__(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for a batch.
+
+        Raises:
+            FloatingPointError: they are not finite; names the images.
+        """
+        with torch.autocast(batch.image.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = self.network(batch.image, self.features)
+        if not outputs.logits.isfinite().all():
+            raise FloatingPointError(f"the teacher's logits are not finite on {', '.join(batch.names)}")
+        return outputs
+
+
+def check_teacher(scores: Scores, source: str) -> None:
+    """Stops before a useless teacher is distilled.
+
+    Raises:
+        ConfigError: its mean IoU is near that of always predicting the most frequent class.
+    """
+    if scores.mean_iou < NEAR_CHANCE * scores.chance:
+        raise ConfigError(
+            f"teacher ({source}): mIoU {scores.mean_iou:.4f} on the validation images is near chance "
+            f"({scores.chance:.4f} for always predicting the most frequent class). Other class order "
+            f"(data.classes)? Other normalisation (teacher.mean, teacher.std)? Trained too briefly?"
+        )

@@ -1,0 +1,340 @@
+"""The loop. Teacher, baseline and student run through it alike; only the objective and the teacher differ.
+
+Everything random is a function of (seed, step) or (seed, epoch, index), so a run that is stopped and started again
+ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import accelerate
+import numpy as np
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill.batch import Batch, Target, count_pixels
+from distill.checkpoint import Checkpoints, State
+from distill.config import Config, NetworkConfig, OptimizerConfig
+from distill.data import Splits, build_transform, train_batches
+from distill.data.loading import StepSampler
+from distill.evaluate import Evaluation, evaluate
+from distill.models import Network, build, freeze_unused
+from distill.objective import Distiller, build_objective
+from distill.teacher import Teacher
+from distill.tracking import Tracker
+
+PRECISE = {"mps": torch.float32}  # devices without float64
+
+
+@dataclass
+class Run:
+    """What the stages of a run share.
+
+    Attributes:
+        config: the settings.
+        accelerator: devices and processes.
+        splits: the data.
+        stop: whether the run was asked to stop (a signal).
+    """
+
+    config: Config
+    accelerator: Accelerator
+    splits: Splits
+    stop: Callable[[], bool] = lambda: False
+
+    def say(self, line: str) -> None:
+        """A line for the person who watches, once."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+
+    def progress(self, items: Iterable | None = None, **options: Any) -> tqdm:
+        """A progress bar, on the main process and only where somebody watches."""
+        return tqdm(items, disable=None if self.accelerator.is_main_process else True, **options)
+
+    def evaluate(self, networks: dict[str, Network], desc: str = "scoring") -> Evaluation:
+        """Scores networks on the validation images with all processes."""
+        accelerator = self.accelerator
+        return evaluate(
+            networks,
+            self.splits.val,
+            self.config.per_device_eval_batch_size,
+            accelerator.device,
+            accelerator.process_index,
+            accelerator.num_processes,
+            lambda counts: accelerator.reduce(counts, "sum"),
+            lambda items: self.progress(items, desc=desc, leave=False),
+        )
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+@dataclass
+class Training:
+    """What changes while a network is trained.
+
+    Attributes:
+        student: the network; the objective's terms look at its outputs.
+        distiller: the student with its objective, bare.
+        model: the same as Accelerate prepared it.
+        optimizer: prepared, too.
+        ema: moving average of the student, or None; what is scored and kept if there is one.
+        state: the last state saved or loaded.
+        best: weights to keep so far.
+    """
+
+    student: Network
+    distiller: Distiller
+    model: nn.Module
+    optimizer: Any
+    ema: ModelEmaV3 | None
+    state: State
+    best: dict[str, Tensor]
+
+    @property
+    def scored(self) -> Network:
+        """The network whose scores count."""
+        return self.ema.module if self.ema else self.student
+
+
+def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | None = None) -> tuple[Network, State]:
+    """Trains the network of a stage, or goes on with it.
+
+    Args:
+        run: what the stages share.
+        stage: `teacher`, `baseline` or `student`.
+        settings: the settings that alter the result, to refuse a state made with others.
+        teacher: what the student learns from; None trains on labels alone.
+
+    Returns:
+        The network with the weights to keep, in eval mode, and the last state.
+
+    Raises:
+        FloatingPointError: a loss or gradient was not finite; names the step and the images. The update was not done.
+        Stopped: `run.stop()` became true; the state is saved.
+    """
+    config, accelerator = run.config, run.accelerator
+    wanted = config.teacher if stage == "teacher" else config.student
+    steps, peak = wanted.max_train_steps, wanted.learning_rate
+    checkpoints = Checkpoints(
+        config.folder / "training" / stage,
+        settings,
+        facts(accelerator),
+        config.checkpoints_total_limit,
+        lambda line: run.say(f"{stage}: {line}"),
+    )
+    training = begin(run, wanted, checkpoints, teacher is not None)
+    if teacher:
+        teacher.features = training.distiller.objective.features
+    state, optimizer = training.state, training.optimizer
+    batches, global_batch = read_batches(run, state.step)
+    tracker = Tracker(accelerator, stage, first_step=state.step + 1)
+    bar = run.progress(total=steps, initial=state.step, desc=stage, dynamic_ncols=True)
+    clock = Clock(state.step)
+
+    for step in range(state.step, steps):
+        torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
+        for group in optimizer.param_groups:
+            group["lr"] = peak * schedule(step, steps, config.optimizer)
+        micro_batches = [next(batches).to(accelerator.device) for _ in range(config.gradient_accumulation_steps)]
+        logs, stop = update(run, stage, step, training, micro_batches, teacher)
+        done = step + 1
+        bar.update()
+
+        if done % config.logging_steps == 0 or done == steps:
+            values = {f"train/{name}": accelerator.reduce(value, "mean").item() for name, value in logs.items()}
+            values["train/images_per_second"] = clock.steps_per_second(done) * global_batch
+            tracker.scalars(values | {"train/learning_rate": group["lr"]}, done)
+            bar.set_postfix(
+                loss=f"{values['train/loss']:.3f}",
+                mIoU=f"{state.best.get('mean_iou', 0):.3f}",
+                images_s=f"{values['train/images_per_second']:.0f}",
+            )
+        if done % config.eval_steps == 0 or done == steps:
+            validate(run, stage, done, training, teacher, tracker)
+            clock = Clock(done)
+        if done % config.checkpointing_steps == 0 or done == steps or stop:
+            snapshot(run, done, training)
+            if accelerator.is_main_process:
+                checkpoints.save(state)
+            accelerator.wait_for_everyone()
+        if stop and done < steps:
+            tracker.close()
+            raise Stopped(f"{stage}: stopped at step {done} of {steps}; the same command goes on from there")
+
+    bar.close()
+    tracker.close()
+    accelerator.free_memory()
+    training.student.load_state_dict(training.best)
+    return training.student.eval(), state
+
+
+def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, distil: bool) -> Training:
+    """Builds everything from the seed, then puts the last saved state into it."""
+    config, accelerator = run.config, run.accelerator
+    torch.manual_seed(config.seed)
+    student = build(wanted, run.splits.classes).to(memory_format=torch.channels_last)
+    distiller = Distiller(student, build_objective(config, distil))
+    freeze_unused(student, config.data.crop_size, distiller.objective.features)
+    model, optimizer = accelerator.prepare(distiller, build_optimizer(distiller, config.optimizer))
+    ema = ModelEmaV3(student, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
+    state = checkpoints.load(config.resume_from_checkpoint) or State(0, {}, {})
+    if state.step:
+        distiller.load_state_dict(state.tensors["model"])
+        optimizer.load_state_dict(state.optimizer["optimizer"])
+        if ema:
+            ema.module.load_state_dict(state.tensors["ema"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state.optimizer["scaler"])
+        checkpoints.note(f"goes on from step {state.step}")
+    return Training(student, distiller, model, optimizer, ema, state, state.tensors.get("best", {}))
+
+
+def read_batches(run: Run, start_step: int) -> tuple[Iterator[Batch], int]:
+    """This process's micro-batches from a step on, and the number of images in a step."""
+    config, accelerator = run.config, run.accelerator
+    batch, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    rank, world = accelerator.process_index, accelerator.num_processes
+    sampler = StepSampler(len(run.splits.train), batch, micro_batches, config.seed, start_step, rank, world)
+    transform = build_transform(config.data)
+    pin_memory = accelerator.device.type == "cuda"
+    workers, timeout = config.data.num_workers, config.timeout_seconds
+    batches = train_batches(run.splits.train, transform, sampler, workers, timeout, pin_memory)
+    return batches, batch * micro_batches * world
+
+
+def update(
+    run: Run, stage: str, step: int, training: Training, micro_batches: list[Batch], teacher: Teacher | None
+) -> tuple[dict[str, Tensor], bool]:
+    """One optimizer step; returns what to log (each process's share) and whether the run was asked to stop."""
+    config, accelerator, model = run.config, run.accelerator, training.model
+    # A mean over pixels is one over those of all micro-batches and processes, so these are counted first.
+    counts = torch.stack([torch.stack(count_pixels(batch.mask)) for batch in micro_batches]).sum(0)
+    counts = accelerator.reduce(counts, "sum").clamp(min=1)
+    labelled, valid = (counts.to(PRECISE.get(counts.device.type, torch.float64)) / accelerator.num_processes).unbind()
+
+    model.train()
+    logs: dict[str, Tensor] = {}
+    for i, batch in enumerate(micro_batches, 1):
+        with nullcontext() if i == len(micro_batches) else accelerator.no_sync(model):
+            target = Target(batch.mask, labelled, valid, len(micro_batches))
+            loss, values = model(batch.image, teacher(batch) if teacher else None, target)
+            accelerator.backward(loss)
+        for name, value in {"loss": loss.detach(), **values}.items():
+            logs[name] = logs.get(name, 0) + value
+    logs["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm or math.inf)
+
+    # With fp16 a gradient that overflows is normal: its step is skipped and the scale lowered.
+    watched = ("loss",) if accelerator.mixed_precision == "fp16" else ("loss", "gradient_norm")
+    bad = not all(math.isfinite(logs[name]) for name in watched)
+    votes = accelerator.reduce(torch.tensor([bad, run.stop()], dtype=torch.int64, device=accelerator.device), "sum")
+    if votes[0]:
+        seen = [name for batch in micro_batches for name in batch.names] if bad else []
+        images = ", ".join(gather_object(seen))
+        raise FloatingPointError(
+            f"{stage}: the loss ({logs['loss']:.4g}) or gradient norm ({logs['gradient_norm']:.4g}) is not finite at "
+            f"step {step + 1} on {images}; nothing was updated. Try a lower learning_rate"
+        )
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    if training.ema:
+        training.ema.update(training.student, step=step)
+    return logs, bool(votes[1])
+
+
+def validate(run: Run, stage: str, done: int, training: Training, teacher: Teacher | None, tracker: Tracker) -> None:
+    """Scores the network, beside its teacher if it has one, and remembers its weights if they are the ones to keep."""
+    share_buffers(training)
+    networks = {"student": training.scored} | ({"teacher": teacher.network} if teacher else {})
+    evaluation = run.evaluate(networks)
+    scores = evaluation.scores["student"]
+    state = training.state
+    if run.config.keep == "last" or scores.mean_iou > state.best.get("mean_iou", -1):
+        state.best = {"mean_iou": scores.mean_iou, "step": done}
+        training.best = {k: v.detach().cpu().clone() for k, v in training.scored.state_dict().items()}
+    tracker.scores(scores, run.splits.classes, done)
+    if teacher:
+        gap = evaluation.scores["teacher"].mean_iou - scores.mean_iou
+        tracker.scalars({"compare/gap_mIoU": gap, "compare/agreement": evaluation.agreement["student"]}, done)
+    best = f"(best {100 * state.best['mean_iou']:.2f} at {state.best['step']})"
+    run.say(f"{stage:8} step {done:5}  mIoU {100 * scores.mean_iou:5.2f} {best}")
+
+
+def snapshot(run: Run, done: int, training: Training) -> None:
+    """Puts everything that decides how the training goes on into its state."""
+    share_buffers(training)
+    state, scaler = training.state, run.accelerator.scaler
+    state.step = done
+    state.tensors = {"model": training.distiller.state_dict(), "best": training.best}
+    if training.ema:
+        state.tensors["ema"] = training.ema.module.state_dict()
+    state.tensors = {name: group for name, group in state.tensors.items() if group}
+    state.optimizer = {"optimizer": training.optimizer.state_dict()} | (
+        {"scaler": scaler.state_dict()} if scaler else {}
+    )
+
+
+def share_buffers(training: Training) -> None:
+    """BatchNorm statistics differ between processes; those of the first count, for scoring and saving alike."""
+    for buffer in training.distiller.buffers():
+        broadcast(buffer)
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD; biases and norms do not decay."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups) if config.name == "adamw" else torch.optim.SGD(groups, momentum=0.9)
+
+
+def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Factor of the learning rate at a step: linear warm-up times (1 - step / steps) ^ power."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return float(warmup * (1 - step / steps) ** config.power)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of dropout and the like in a step of a process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def facts(accelerator: Accelerator) -> dict[str, Any]:
+    """What the last bits of a result depend on besides the settings."""
+    return {
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+class Clock:
+    """Speed since the last question."""
+
+    def __init__(self, step: int):
+        self.step, self.time = step, time.perf_counter()
+
+    def steps_per_second(self, step: int) -> float:
+        """Steps a second since the last call."""
+        now = time.perf_counter()
+        speed = (step - self.step) / (now - self.time)
+        self.step, self.time = step, now
+        return speed
