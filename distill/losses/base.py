@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.losses.grid import Cells, at_least_float32
 
 
 class Term(nn.Module, ABC):
@@ -17,6 +19,8 @@ class Term(nn.Module, ABC):
 
     Half precision is for networks: a term computes in float32, or in float64 where it is given float64, inside
     and outside of autocast.
+
+    Settings are plain attributes, so that a schedule can set them between steps.
 
     Attributes:
         needs_teacher: without a teacher it cannot be computed.
@@ -91,3 +95,93 @@ class PixelTerm(Term):
         logits = student.upsampled()
         other = None if teacher is None or not self.needs_teacher else teacher.upsampled().detach()
         return self.total(logits, other, target.mask) / self.count(target) * self.scale(logits.shape)
+
+
+LOGITS = "logits"
+
+
+class MapTerm(Term):
+    """A term that compares maps: features by name, or the heads' `logits`; the mean over its layers.
+
+    The student's map is brought to the cells of the teacher's. Where a cell holds several pixels it counts as many
+    times as it has pixels that are not void; a cell without any does not count.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    adapts: ClassVar[bool] = False
+
+    def __init__(self, layers: Sequence[str]):
+        """A term over some layers.
+
+        Args:
+            layers: `encoder.1` … `encoder.5`, `decoder` or `logits`, the same in both networks.
+
+        Raises:
+            ValueError: there is none.
+        """
+        super().__init__()
+        if not layers or isinstance(layers, str):
+            raise ValueError(f"layers={layers!r}: a list of at least one name, such as [decoder]")
+        self.layers = tuple(layers)
+        self.classes = 0
+        self.adapters = nn.ModuleDict()
+
+    @property
+    def features(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The layers that are features."""
+        return tuple(layer for layer in self.layers if layer != LOGITS)
+
+    def build(self, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int]) -> None:
+        """Checks the layers, drops those without channels, and makes the adapters; must be called once.
+
+        Raises:
+            ValueError: a layer does not exist, or none has channels.
+        """
+        kept = []
+        for layer in self.layers:
+            for who, channels in (("student", student_channels), ("teacher", teacher_channels)):
+                if layer not in channels:
+                    raise ValueError(
+                        f"{type(self).__name__}: the {who} has no layer {layer!r}; it has {', '.join(channels)}"
+                    )
+            if not student_channels[layer] or not teacher_channels[layer]:
+                who = "student" if not student_channels[layer] else "teacher"
+                warnings.warn(f"{type(self).__name__}: {layer} of the {who} has 0 channels: skipped", stacklevel=2)
+                continue
+            kept.append(layer)
+            if self.adapts:
+                adapter = self.make_adapter(student_channels[layer], teacher_channels[layer])
+                self.adapters[layer.replace(".", "_")] = adapter
+        if not kept:
+            raise ValueError(f"{type(self).__name__}: none of {', '.join(self.layers)} has channels; name other layers")
+        self.layers = tuple(kept)
+        self.classes = student_channels[LOGITS]
+
+    def make_adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
+        """What brings a student's map to the teacher's channels: a 1×1 convolution."""
+        return nn.Conv2d(student_channels, teacher_channels, 1)
+
+    def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
+        """The mean of `compare` over the layers.
+
+        Raises:
+            ValueError: `build` was not called.
+        """
+        assert teacher is not None
+        if not self.classes:
+            raise ValueError(f"{type(self).__name__} does not know the channels of the networks: call build() first")
+        return torch.stack([self.layer_value(layer, student, teacher, target) for layer in self.layers]).mean()
+
+    def layer_value(self, layer: str, student: Outputs, teacher: Outputs, target: Target) -> Tensor:
+        """`compare` for one layer, on the teacher's cells."""
+        ours, theirs = (o.logits if layer == LOGITS else o.features[layer] for o in (student, teacher))
+        ours, theirs = at_least_float32(ours), at_least_float32(theirs.detach())
+        if self.adapts:
+            ours = self.adapters[layer.replace(".", "_")](ours)
+        align_corners = teacher.align_corners and layer == LOGITS
+        cells = Cells((theirs.shape[2], theirs.shape[3]), teacher.padded_size, align_corners)
+        return self.compare(cells.resize(ours, student.padded_size), theirs, cells, target)
+
+    @abstractmethod
+    def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
+        """The value for two maps `[N, C, h, w]` on the same cells, float32 or float64; channels may differ."""

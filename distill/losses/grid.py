@@ -7,10 +7,12 @@ no pixel is counted twice, and a mean over cells has the same count as a mean ov
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from distill.batch import Outputs
+from distill.batch import VOID
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -47,62 +49,67 @@ def interpolation(positions: Tensor, cells: int) -> Tensor:
     return (1 - distance).clamp(min=0)
 
 
-def to_grid(x: Tensor, source: Outputs, goal: Outputs, grid: tuple[int, int], align_corners: bool) -> Tensor:
-    """A map of one network, bilinearly, at the cells of a map of another one; half precision becomes float32.
+@dataclass(frozen=True)
+class Cells:
+    """The cells of one map of one network.
 
-    Args:
-        x: `[N, C, h, w]`, which covers `source.padded_size`.
-        source: outputs of the network that `x` comes from.
-        goal: outputs of the network whose map has the cells.
-        grid: height and width of that map, which covers `goal.padded_size`.
-        align_corners: how the cells lie in both maps; see `cell_position`.
-
-    Returns:
-        `[N, C, *grid]`.
-    """
-    x = at_least_float32(x)
-    if x.shape[-2:] == torch.Size(grid) and source.padded_size == goal.padded_size:
-        return x
-    for axis in (0, 1):
-        cells = pixel_centres(grid[axis], x.device)
-        if align_corners:
-            pixels = cells * ((goal.padded_size[axis] - 1) / max(grid[axis] - 1, 1))
-        else:
-            pixels = (cells + 0.5) * (goal.padded_size[axis] / grid[axis]) - 0.5
-        length = x.shape[2 + axis]
-        positions = cell_position(pixels, length, source.padded_size[axis], align_corners)
-        matrix = interpolation(positions, length).to(x.dtype)
-        x = torch.einsum("nchw,yh->ncyw" if axis == 0 else "nchw,xw->nchx", x, matrix)
-    return x
-
-
-def cell_counts(
-    labels: Tensor,
-    classes: int,
-    owner: Outputs,
-    grid: tuple[int, int],
-    align_corners: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    """How many pixels of each class belong to each cell of a map.
-
-    Args:
-        labels: int or bool `[N, H, W]`; pixels outside of 0 … classes - 1 count nowhere.
-        classes: how many classes.
-        owner: outputs of the network that the map comes from.
-        grid: height and width of the map, which covers `owner.padded_size`.
+    Attributes:
+        grid: height and width of the map.
+        padded_size: height and width of what the map covers.
         align_corners: how the cells lie; see `cell_position`.
-        dtype: of the counts.
-
-    Returns:
-        `[N, classes, *grid]`; summed over the cells, it is the number of pixels of that class.
     """
-    rows, columns = (
-        cell_position(pixel_centres(size, labels.device), cells, length, align_corners).round()
-        for size, cells, length in zip(labels.shape[1:], grid, owner.padded_size, strict=True)
-    )
-    cell = (rows[:, None] * grid[1] + columns).long()
-    counts = torch.zeros(len(labels), classes, grid[0] * grid[1], dtype=dtype, device=labels.device)
-    for k in range(classes):
-        counts[:, k].index_add_(1, cell.flatten(), (labels == k).flatten(1).to(dtype))
-    return counts.unflatten(2, grid)
+
+    grid: tuple[int, int]
+    padded_size: tuple[int, int]
+    align_corners: bool
+
+    def resize(self, x: Tensor, padded_size: tuple[int, int]) -> Tensor:
+        """Another map, bilinearly, at these cells; half precision becomes float32.
+
+        Args:
+            x: `[N, C, h, w]`, whose cells lie in the same manner.
+            padded_size: height and width of what `x` covers.
+
+        Returns:
+            `[N, C, *grid]`.
+        """
+        x = at_least_float32(x)
+        if tuple(x.shape[-2:]) == self.grid and padded_size == self.padded_size:
+            return x
+        for axis, equation in enumerate(("nchw,yh->ncyw", "nchw,xw->nchx")):
+            cells, length = self.grid[axis], self.padded_size[axis]
+            pixels = pixel_centres(cells, x.device)
+            if self.align_corners:
+                pixels = pixels * ((length - 1) / max(cells - 1, 1))
+            else:
+                pixels = (pixels + 0.5) * (length / cells) - 0.5
+            positions = cell_position(pixels, x.shape[2 + axis], padded_size[axis], self.align_corners)
+            x = torch.einsum(equation, x, interpolation(positions, x.shape[2 + axis]).to(x.dtype))
+        return x
+
+    def count(self, labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+        """How many pixels of each class belong to each cell.
+
+        Args:
+            labels: uint8 `[N, H, W]`; pixels of `classes` and above count nowhere.
+            classes: how many classes.
+            dtype: of the counts.
+
+        Returns:
+            `[N, classes, *grid]`; summed over the cells it is the number of pixels of that class.
+        """
+        rows, columns = (
+            cell_position(pixel_centres(size, labels.device), cells, length, self.align_corners).round()
+            for size, cells, length in zip(labels.shape[1:], self.grid, self.padded_size, strict=True)
+        )
+        cell = (rows[:, None] * self.grid[1] + columns).long()
+        images, places = len(labels), self.grid[0] * self.grid[1]
+        image = torch.arange(images, device=labels.device).view(-1, 1, 1)
+        # One class more than there are, for the pixels that count nowhere.
+        slot = (image * (classes + 1) + labels.long().clamp(max=classes)) * places + cell
+        counts = torch.bincount(slot.flatten(), minlength=images * (classes + 1) * places)
+        return counts.view(images, classes + 1, *self.grid)[:, :-1].to(dtype)
+
+    def count_valid(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """How many pixels that are not void belong to each cell: `[N, *grid]`."""
+        return self.count((mask == VOID).byte(), 1, dtype)[:, 0]

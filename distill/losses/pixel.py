@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.batch import Outputs, Target
+from distill.batch import UNLABELLED, Outputs, Target
 from distill.losses.base import PixelTerm
-from distill.losses.grid import at_least_float32, cell_counts, to_grid
+from distill.losses.grid import Cells, at_least_float32
 
 Divergence = Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"]
 Reduction = Literal["mean", "cirkd", "mmrazor", "torchdistill", "zh320"]
@@ -187,10 +187,69 @@ class KD(PixelTerm):
         """At the images' size, or on the teacher's grid."""
         if self.stride == "full" or teacher is None:
             return super().value(student, teacher, target)
-        height, width = teacher.logits.shape[-2:]
-        align = teacher.align_corners
-        logits = to_grid(student.logits, student, teacher, (height, width), align)
-        counts = cell_counts(target.valid, 1, teacher, (height, width), align, logits.dtype)[:, 0]
+        cells = Cells((teacher.logits.shape[2], teacher.logits.shape[3]), teacher.padded_size, teacher.align_corners)
+        logits = cells.resize(student.logits, student.padded_size)
+        counts = cells.count_valid(target.mask, logits.dtype)
         values = self.per_pixel(logits, at_least_float32(teacher.logits.detach()), target.mask)
         total = (counts * torch.where(counts > 0, values, 0)).sum()
         return total / self.count(target) * self.scale(logits.shape)
+
+
+class DKD(PixelTerm):
+    """Decoupled distillation, T² (α · TCKD + β · NCKD), mean over the labelled pixels.
+
+    TCKD is the KL divergence between (p_y, 1 - p_y) of teacher and student, y the label; NCKD that between their
+    distributions over the other classes. Plain forward KL is TCKD + (1 - p_y of the teacher) · NCKD, so it hardly
+    shows the other classes where the teacher is sure. Zhao et al., Decoupled Knowledge Distillation, 2022,
+    arXiv:2203.08679.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+
+    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0):
+        """Settings; the defaults are the paper's for CIFAR-100 (it takes 0.25 to 10 for β).
+
+        Args:
+            alpha: weight of the label's class against all others.
+            beta: weight of the distribution over the others.
+            temperature: T > 0.
+
+        Raises:
+            ValueError: a temperature that is not above 0.
+        """
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: must be above 0")
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+
+    def per_pixel(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
+        """T² (α · TCKD + β · NCKD): `[N, ...]`."""
+        assert teacher is not None
+        if student.shape[1] == 1:
+            return student[:, 0] * 0
+        labels = mask.long().masked_fill(mask >= UNLABELLED, 0).unsqueeze(1)
+        (target_s, other_s, others_s), (target_t, other_t, others_t) = (
+            _decouple(soften(logits, self.temperature), labels) for logits in (student, teacher)
+        )
+        label = target_t.exp() * (target_t - target_s) + other_t.exp() * (other_t - other_s)
+        others = divergence(others_s, others_t, "forward_kl")
+        return (self.alpha * label + self.beta * others) * self.temperature**2
+
+
+def _decouple(log_probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p_y and log(1 - p_y), `[N, ...]`, and the log-probabilities among the C - 1 other classes.
+
+    The others are all classes but the last, with the last put in the label's place: no entry has to be masked, and
+    the order of the others is the same for teacher and student.
+    """
+    classes = log_probabilities.shape[1]
+    target = log_probabilities.gather(1, labels)
+    last = log_probabilities[:, -1:]
+    rest = log_probabilities[:, :-1]
+    place = torch.arange(classes - 1, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2)) == labels
+    rest = torch.where(place, last, rest)
+    other = torch.logsumexp(rest, 1)
+    return target.squeeze(1), other, rest - other.unsqueeze(1)

@@ -7,6 +7,8 @@ pixels of a micro-batch and averaged over the micro-batches, and say so.
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -14,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.batch import UNLABELLED
-from distill.losses.base import PixelTerm
+from distill.batch import UNLABELLED, Outputs, Target
+from distill.losses.base import PixelTerm, Term
 
 IGNORED = -100
 
@@ -101,3 +103,158 @@ class CrossEntropy(PixelTerm):
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
+
+
+class Focal(CrossEntropy):
+    """Focal loss, w_y · (1 - p_y)^γ · (-log p_y), mean over the labelled pixels.
+
+    p is the softmax over the classes; Lin et al., Focal Loss for Dense Object Detection, 2017, arXiv:1708.02002,
+    write it for one class against the rest, which this is for two classes.
+    """
+
+    def __init__(self, *, gamma: float = 2.0, class_weights: Sequence[float] | None = None):
+        """Settings.
+
+        Args:
+            gamma: γ ≥ 0: how much less a pixel counts that is right already; 0 is cross-entropy.
+            class_weights: one weight a class; None: 1 for all.
+
+        Raises:
+            ValueError: a negative setting.
+        """
+        super().__init__(class_weights=class_weights)
+        if gamma < 0:
+            raise ValueError(f"gamma={gamma}: must not be negative")
+        self.gamma = gamma
+
+    def per_pixel(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
+        """w_y · (1 - p_y)^γ · (-log p_y): `[N, ...]`."""
+        values = super().per_pixel(student, teacher, mask)
+        surprise = F.cross_entropy(student, labels_of(mask), ignore_index=IGNORED, reduction="none")
+        # The floor keeps the power's slope finite where a pixel is surely right and γ < 1.
+        return (-torch.expm1(-surprise)).clamp(min=1e-12) ** self.gamma * values
+
+
+class OHEM(Term):
+    """Cross-entropy of the hard pixels alone: the mean of -log p_y where p_y < `threshold`.
+
+    At least the hardest `min_kept` of the labelled pixels are kept. What is hard depends on the other pixels of the
+    micro-batch, and so does the count: the value is taken a micro-batch and averaged over the step's. Shrivastava
+    et al., Training Region-based Object Detectors with Online Hard Example Mining, 2016, arXiv:1604.03540.
+    """
+
+    needs_labels: ClassVar[bool] = True
+
+    def __init__(self, *, threshold: float = 0.7, min_kept: float = 0.0625):
+        """Settings.
+
+        Args:
+            threshold: probability of the right class, 0 … 1, from which on a pixel is easy.
+            min_kept: share of the labelled pixels, 0 … 1, that is kept in any case.
+
+        Raises:
+            ValueError: a setting outside its range.
+        """
+        super().__init__()
+        for name, value in (("threshold", threshold), ("min_kept", min_kept)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: must be between 0 and 1")
+        self.threshold = threshold
+        self.min_kept = min_kept
+
+    def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
+        """The mean over this micro-batch's hard pixels, divided by the number of micro-batches."""
+        values = F.cross_entropy(student.upsampled(), labels_of(target.mask), ignore_index=IGNORED, reduction="none")[
+            target.labelled
+        ]
+        kept = math.ceil(self.min_kept * values.numel())
+        hard = values > -math.log(max(self.threshold, 1e-30))
+        if int(hard.sum()) < kept:
+            hard = torch.zeros_like(hard)
+            hard[values.detach().topk(kept).indices] = True
+        return (values * hard).sum() / hard.sum().clamp(min=1) / target.micro_batches
+
+
+class RegionTerm(Term):
+    """A loss that follows the score of whole classes: mean over the classes that the labelled pixels show.
+
+    Taken over all labelled pixels of a micro-batch together, since the score of a class is a ratio of sums over
+    pixels; averaged over the step's micro-batches. A class that no label shows does not count (its score would be
+    that of an empty set), and without any label the value is 0.
+    """
+
+    needs_labels: ClassVar[bool] = True
+
+    @abstractmethod
+    def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        """The loss of each class, `[C]`, from probabilities and one-hot labels `[pixels, C]`."""
+
+    def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
+        """The mean over this micro-batch's classes, divided by the number of micro-batches."""
+        probabilities = student.upsampled().softmax(1).movedim(1, -1)[target.labelled]
+        truth = F.one_hot(target.mask[target.labelled].long(), probabilities.shape[1]).to(probabilities.dtype)
+        present = truth.amax(0) if len(truth) else truth.new_zeros(truth.shape[1])
+        losses = self.class_losses(probabilities, truth) * present
+        return losses.sum() / present.sum().clamp(min=1) / target.micro_batches
+
+
+class Dice(RegionTerm):
+    """Soft Dice loss, 1 - (2 I + s) / (P + Y + s) of each class.
+
+    I is the sum of the class's probability over its pixels, P that over all pixels, Y its number of pixels.
+    Milletari et al., V-Net, 2016, arXiv:1606.04797.
+    """
+
+    def __init__(self, *, smooth: float = 0.0):
+        """Settings.
+
+        Args:
+            smooth: s ≥ 0, in pixels: draws the score of small classes towards 1.
+        """
+        super().__init__()
+        self.smooth = smooth
+
+    def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        """1 - Dice: `[C]`."""
+        intersection, size = (probabilities * truth).sum(0), probabilities.sum(0) + truth.sum(0)
+        return 1 - (2 * intersection + self.smooth) / (size + self.smooth).clamp(min=1e-12)
+
+
+class Jaccard(RegionTerm):
+    """Soft Jaccard loss, 1 - (I + s) / (P + Y - I + s) of each class, in the terms of `Dice`.
+
+    Rahman and Wang, Optimizing Intersection-over-Union in Deep Neural Networks for Image Segmentation, ISVC 2016.
+    """
+
+    def __init__(self, *, smooth: float = 0.0):
+        """Settings.
+
+        Args:
+            smooth: s ≥ 0, in pixels: draws the score of small classes towards 1.
+        """
+        super().__init__()
+        self.smooth = smooth
+
+    def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        """1 - IoU: `[C]`."""
+        intersection, size = (probabilities * truth).sum(0), probabilities.sum(0) + truth.sum(0)
+        return 1 - (intersection + self.smooth) / (size - intersection + self.smooth).clamp(min=1e-12)
+
+
+class Lovasz(RegionTerm):
+    """Lovász-softmax: the convex continuation of 1 - IoU of each class from hard to soft predictions.
+
+    With the errors |truth - probability| of a class sorted, largest first, it is their sum, each times what the
+    Jaccard loss grows when that pixel joins the wrong ones. Berman et al., The Lovász-Softmax loss, 2018,
+    arXiv:1705.08790.
+    """
+
+    def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        """The Lovász extension of 1 - IoU: `[C]`."""
+        errors, order = (truth - probabilities).abs().sort(0, descending=True)
+        sorted_truth = truth.gather(0, order)
+        pixels = sorted_truth.sum(0)
+        missed, added = sorted_truth.cumsum(0), (1 - sorted_truth).cumsum(0)
+        jaccard_loss = 1 - (pixels - missed) / (pixels + added).clamp(min=1)
+        growth = torch.diff(jaccard_loss, dim=0, prepend=jaccard_loss.new_zeros(1, jaccard_loss.shape[1]))
+        return (errors * growth).sum(0)

@@ -1,0 +1,117 @@
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from distill import models
+from distill.config import HARMLESS, Config, dump, flatten, parse
+from distill.data import build_transform
+from distill.losses import TERMS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def yaml(tmp_path: Path, text: str) -> tuple[str, str]:
+    (tmp_path / "c.yaml").write_text(text)
+    return "--config", str(tmp_path / "c.yaml")
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    config = parse([*yaml(tmp_path, "seed: 3\nteacher: {learning_rate: 5e-4}\nkd: {weight: 2}"), "--kd.weight", "7"])
+    assert (config.seed, config.kd.weight, config.kd.temperature) == (3, 7.0, Config().kd.temperature)
+    assert config.teacher.learning_rate == 5e-4
+    assert config.teacher.arch == Config().teacher.arch
+
+
+def test_words_stay_words(tmp_path):
+    config = parse(yaml(tmp_path, "mixed_precision: no\ndata:\n  classes: [no, on, 'off', y]"))
+    assert config.mixed_precision == "no"
+    assert config.data.classes == ["no", "on", "off", "y"]
+
+
+def test_resolved_settings_read_back_the_same(tmp_path):
+    config = parse(["--kd.temperature", "1e-1", "--data.classes", "[a, b]"])
+    assert parse(yaml(tmp_path, dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kd: {temprature: 2}", ("temprature", "kd.temperature")),
+        ("sede: 1", ("sede", "seed")),
+        ("kd: {temperature: warm}", ("kd.temperature", "warm")),
+        ("kd: {temperature: .nan}", ("kd.temperature", "nan")),
+        ("kd: {temperature: 0}", ("kd.temperature", "0")),
+        ("kd: {weight: -1}", ("kd.weight", "-1")),
+        ("seed: 1\nseed: 2", ("seed", "twice")),
+        ("a: &x [1]\nseed: *x", ("alias", "line 2")),
+        ("seed: !!python/object/apply:os.system ['true']", ("python",)),
+        ("student: {mean: [1, 2]}", ("student.mean", "three")),
+        ("data: {crop_size: [64]}", ("data.crop_size", "height")),
+        ("data: {format: kamvid}", ("data.format", "kamvid")),
+        ("name: ../up", ("name", "../up")),
+        ("cross_entropy: {weight: 0}\nkd: {weight: 0}", ("cross_entropy.weight", "kd.weight")),
+        ("[1, 2", ("c.yaml",)),
+        ("[" * 5000, ("c.yaml",)),
+    ],
+)
+def test_bad_settings_get_one_line(tmp_path, capsys, text, words):
+    message = refused(capsys, *yaml(tmp_path, text))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("flag", ["--kd.temprature=2", "--kd.temp=2", "--nonsense", "--seed=x"])
+def test_bad_flags_get_one_line(capsys, flag):
+    assert flag.lstrip("-").split("=")[0] in refused(capsys, flag)
+
+
+def test_a_missing_file_is_named(capsys):
+    assert "nowhere.yaml" in refused(capsys, "--config", "nowhere.yaml")
+
+
+def test_help_lists_every_setting_with_its_help_and_default():
+    help_text = " ".join(
+        subprocess.run(
+            [sys.executable, ROOT / "scripts" / "distill.py", "--help"], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+    for name in flatten(Config()):
+        assert f"--{name} " in help_text, name
+    assert "both distributions are softmax(logits / T). (type: float, default: 2.0)" in help_text
+
+
+def test_settings_are_read_without_torch():
+    code = "import sys; from distill.config import parse; parse([]); print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_harmless_settings_exist():
+    assert set(HARMLESS) <= set(flatten(Config()))
+
+
+def test_every_term_has_a_section_with_its_settings():
+    for name, term in TERMS.items():
+        section = getattr(Config(), name)
+        settings = {f.name for f in fields(section)} - {"weight"}
+        assert settings == set(term.__init__.__kwdefaults__ or {}), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_configs_parse_and_build(path):
+    config = parse(["--config", str(path)])
+    assert f"--config configs/{path.name}" in path.read_text(), "opens with its command"
+    build_transform(config.data)
+    for network in (config.teacher, config.student):
+        models.try_build(network, ["a", "b"])

@@ -1,0 +1,71 @@
+"""Who may import whom: nothing points up, and each library has one home."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = [
+    {"config", "batch"},
+    {"models", "losses", "metrics", "data"},
+    {"teacher", "objective", "evaluate", "checkpoint", "tracking", "export", "report"},
+    {"launch", "train"},
+    {"pipeline"},
+]
+HOMES = {"segmentation_models_pytorch": {"models"}, "albumentations": {"data"}, "jsonargparse": {"config"}}
+ACCELERATE = {"launch", "tracking", "train", "pipeline"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules() -> dict[str, set[str]]:
+    """Part of the package (a module, or a sub-package as one) → full names of what it imports."""
+    parts: dict[str, set[str]] = {}
+    for path in (ROOT / "distill").rglob("*.py"):
+        part = path.relative_to(ROOT / "distill").parts[0].removesuffix(".py")
+        parts[part] = parts.get(part, set()) | imports(path)
+    return parts
+
+
+def test_nothing_imports_what_stands_above_it():
+    row = {part: i for i, parts in enumerate(ROWS) for part in parts}
+    for part, names in modules().items():
+        if part == "__init__":
+            continue
+        for name in names:
+            if name.startswith("distill.") and (other := name.split(".")[1]) != part:
+                assert row[other] <= row[part], f"{part} imports {other}, which stands above it"
+
+
+def test_losses_need_only_torch():
+    own = {n for n in modules()["losses"] if n.startswith("distill.")}
+    assert all(n.startswith(("distill.losses", "distill.batch")) for n in own), own
+    assert not any(n.split(".")[0] in ("timm", "accelerate", "segmentation_models_pytorch") for n in modules()["losses"])
+
+
+def test_libraries_have_one_home():
+    for part, names in modules().items():
+        tops = {name.split(".")[0] for name in names}
+        for library, homes in HOMES.items():
+            assert library not in tops or part in homes, f"{part} imports {library}"
+        assert "accelerate" not in tops or part in ACCELERATE, f"{part} imports accelerate"
+
+
+def test_nothing_can_run_code_from_a_file():
+    forbidden = ("eval(", "exec(", "pickle", "yaml.load(text)", "unsafe_load", "os.system", "shell=True", "trust_remote")
+    for path in [*(ROOT / "distill").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        tree = ast.parse(path.read_text())
+        calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        for call in calls:
+            name = call.split("(")[0]
+            assert name not in ("eval", "exec", "os.system", "yaml.unsafe_load", "importlib.import_module"), call
+            if name == "torch.load":
+                assert "weights_only=True" in call, call
+        assert not any(word in path.read_text() for word in forbidden[2:3] + forbidden[4:]), path

@@ -1,0 +1,306 @@
+"""What holds for every term: void does not count, precision, invariances, and steps split in any way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from losses_reference import change, channels_of, gradients_of, leaves, relative, scene, select, shares
+from torch import nn
+
+from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.losses import TERMS
+from distill.losses.pixel import KD
+
+LABELS = ("cross_entropy", "ohem", "dice", "jaccard", "lovasz", "focal")
+ON_LOGITS = (*LABELS, "kd", "dkd", "dist", "cwd")
+SIZES = [(3, 5), (5, 7), (1, 1)]
+
+SETTINGS = {
+    "cross_entropy": {"class_weights": [0.5, 2.0, 1.0, 3.0], "label_smoothing": 0.1},
+    "focal": {"class_weights": [0.5, 2.0, 1.0, 3.0]},
+    "kd": {"temperature": 2.0},
+    "hint": {"layers": ["encoder.4", "decoder"]},
+    "cirkd": {"region_slots": 3, "pixel_slots": 4},
+    # Without holes: these come from the random generator, and its adapter looks at neighbours.
+    "mgd": {"layers": ["decoder"], "mask_ratio": 0.0},
+}
+
+VARIANTS = {
+    "kd_reverse": ("kd", {"divergence": "reverse_kl"}),
+    "kd_js": ("kd", {"divergence": "jensen_shannon", "beta": 0.3}),
+    "kd_sure": ("kd", {"confidence": "entropy", "standardize": True}),
+    "kd_native": ("kd", {"stride": "native", "temperature": 3.0}),
+    "dist_inter": ("dist", {"gamma": 0.0}),
+    "cwd_decoder": ("cwd", {"layers": ["decoder"]}),
+    "cirkd_batch": ("cirkd", {"pixel_memory": 0, "region_memory": 0}),
+}
+NAMES = (*TERMS, *VARIANTS)
+
+
+def make(name: str, student: Outputs, teacher: Outputs, classes: int = 4) -> nn.Module:
+    base, options = VARIANTS.get(name, (name, SETTINGS.get(name, {})))
+    options = {k: v[:classes] if k == "class_weights" else v for k, v in options.items()}
+    torch.manual_seed(0)
+    term = TERMS[base](**options)
+    term.build(channels_of(student), channels_of(teacher))
+    return term.double()
+
+
+def run(term: nn.Module, student: Outputs, teacher: Outputs, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value, and gradients at all of the student's maps and at the adapters."""
+    fresh, inputs = leaves(student)
+    torch.manual_seed(0)
+    value = term(fresh, teacher, target)
+    return value.detach(), gradients_of(value, [*inputs, *term.parameters()])
+
+
+def test_every_term_is_named():
+    assert set(SETTINGS) | {base for base, _ in VARIANTS.values()} <= set(TERMS)
+    for name, term in TERMS.items():
+        assert term.needs_teacher == (name not in LABELS)
+        assert term.needs_labels == (name in (*LABELS, "dkd", "ifvd"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients_are_right(name, size):
+    student, teacher, mask = scene(1, size=size, teacher_channels=1, void=0.15)
+    if size == (1, 1):
+        mask[:] = torch.tensor([1, 2], dtype=torch.uint8).view(2, 1, 1)
+    term = make(name, student, teacher)
+    used = [k for k in ("logits", *student.features) if k == "logits" or k in term.features]
+
+    def function(*maps):
+        features = dict(zip(used[1:], maps[1:], strict=True))
+        torch.manual_seed(0)
+        return term.eval()(Outputs(maps[0], size, size, features=features), teacher, Target.of(mask))
+
+    maps = [(student.logits if k == "logits" else student.features[k]).clone().requires_grad_() for k in used]
+    assert torch.autograd.gradcheck(function, maps, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_void_does_not_count(name):
+    """Whatever networks say at void pixels, value and gradient stay the same, and no gradient goes there."""
+    student, teacher, mask = scene(2, void=0.3)
+    uncounted = mask == VOID
+    if TERMS[VARIANTS.get(name, (name,))[0]].needs_labels:
+        uncounted = mask >= UNLABELLED
+    term = make(name, student, teacher).eval()
+    noise = torch.Generator().manual_seed(5)
+
+    def disturb(x):
+        return torch.where(uncounted.unsqueeze(1), 30 * torch.randn(x.shape, generator=noise, dtype=x.dtype), x)
+
+    # The 3×3 convolutions of MGD's adapter look at the student's neighbours.
+    other = student if name == "mgd" else change(student, disturb)
+    value, grads = run(term, student, teacher, Target.of(mask))
+    value_2, grads_2 = run(term, other, change(teacher, disturb), Target.of(mask))
+    assert float(value) > 0
+    assert float(value_2) == pytest.approx(float(value), rel=1e-12)
+    assert relative(grads_2, grads) < 1e-10
+    if name != "mgd":
+        fresh, inputs = leaves(student)
+        for x, g in zip(
+            inputs, torch.autograd.grad(term(fresh, teacher, Target.of(mask)), inputs, allow_unused=True), strict=True
+        ):
+            assert g is None or (g.movedim(1, -1)[uncounted] == 0).all(), x.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fill", [VOID, UNLABELLED])
+def test_batches_without_anything_to_learn_give_zero(name, fill):
+    student, teacher, _ = scene(3)
+    mask = torch.full((2, 5, 7), fill, dtype=torch.uint8)
+    term = make(name, student, teacher)
+    value, grads = run(term, student, teacher, Target.of(mask))
+    assert torch.isfinite(value) and torch.isfinite(grads).all()
+    if fill == VOID or term.needs_labels:
+        assert value == 0 and (grads == 0).all()
+    else:
+        assert value > 0 and grads.norm() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_void_image_beside_another_is_harmless(name):
+    student, teacher, mask = scene(4)
+    mask[0] = VOID
+    value, grads = run(make(name, student, teacher), student, teacher, Target.of(mask))
+    assert torch.isfinite(value) and torch.isfinite(grads).all() and grads.norm() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(1, 1), (4, 3)])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_one_class_and_one_pixel_give_numbers(name, size, classes):
+    student, teacher, mask = scene(5, classes=classes, size=size, void=0, unlabelled=0)
+    for scale in (1.0, 0.0, 1e4):  # maps that are all 0 too, and huge ones
+        changed = change(student, lambda x, scale=scale: (x * scale).float())
+        term = make(name, student, teacher, classes).float()
+        value, grads = run(term, changed, change(teacher, torch.Tensor.float), Target.of(mask))
+        assert torch.isfinite(value) and torch.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_computed_in_float32(name):
+    student, teacher, mask = scene(6)
+    student, teacher = (change(o, lambda x: x.bfloat16()) for o in (student, teacher))
+    exact = [change(o, lambda x: x.float()) for o in (student, teacher)]
+    term = make(name, student, teacher).float()
+    expected, _ = run(term, *exact, Target.of(mask))
+    term = make(name, student, teacher).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        value, _ = run(term, student, teacher, Target.of(mask))
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 20), void=st.floats(0, 0.9))
+@pytest.mark.parametrize("name", NAMES)
+def test_values_are_never_negative_and_float32_agrees_with_float64(name, seed, scale, void):
+    student, teacher, mask = scene(seed, scale=scale, void=void, size=(3, 5))
+    student, teacher = (change(o, lambda x: x.float().double()) for o in (student, teacher))
+    value, _ = run(make(name, student, teacher), student, teacher, Target.of(mask))
+    single = [change(o, torch.Tensor.float) for o in (student, teacher)]
+    value_32, _ = run(make(name, student, teacher).float(), *single, Target.of(mask))
+    assert value >= -1e-12
+    assert abs(float(value_32) - float(value)) <= 1e-3 * float(value) + 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (*LABELS, "mgd")])
+def test_zero_at_equality(name):
+    """And no gradient there; adapters are set to pass maps on."""
+    _, teacher, mask = scene(7)
+    term = make("cirkd_batch" if name == "cirkd" else name, teacher, teacher)
+    for adapter in term.adapters.values() if hasattr(term, "adapters") else ():
+        if isinstance(adapter, nn.Conv2d):
+            nn.init.dirac_(adapter.weight)
+            nn.init.zeros_(adapter.bias)
+    value, grads = run(term, teacher, teacher, Target.of(mask))
+    assert abs(float(value)) < 1e-12
+    assert grads.norm() < 1e-8
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(ON_LOGITS) and n != "cwd_decoder"])
+def test_logit_shifts_do_not_matter(name):
+    """A constant on all classes of a pixel; for channel-wise distillation, on all pixels of a channel."""
+    student, teacher, mask = scene(8)
+    axes = (2, 4, 1, 1) if name == "cwd" else (2, 1, 5, 7)
+
+    def shift(outputs, seed):
+        noise = 5 * torch.randn(axes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return Outputs(outputs.logits + noise, outputs.size, outputs.padded_size, features=outputs.features)
+
+    term = make(name, student, teacher)
+    value, grads = run(term, student, teacher, Target.of(mask))
+    shifted, grads_2 = run(term, shift(student, 1), shift(teacher, 2), Target.of(mask))
+    assert float(shifted) == pytest.approx(float(value), rel=1e-7)
+    assert relative(grads_2, grads) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_classes_does_not_matter(name):
+    student, teacher, mask = scene(9)
+    order = torch.tensor([2, 0, 3, 1])
+    renamed = torch.where(mask < UNLABELLED, order.argsort()[mask.long().clamp(max=3)], mask.long()).byte()
+    term = make(name, student, teacher).eval()
+    value, _ = run(term, student, teacher, Target.of(mask))
+    if hasattr(term, "class_weights") and term.class_weights is not None:
+        term.class_weights = term.class_weights[order]
+    moved = [Outputs(o.logits[:, order], o.size, o.padded_size, features=o.features) for o in (student, teacher)]
+    assert float(run(term, *moved, Target.of(renamed))[0]) == pytest.approx(float(value), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "mgd"])
+def test_the_order_of_pixels_does_not_matter(name):
+    student, teacher, mask = scene(10)
+    order = torch.randperm(35, generator=torch.Generator().manual_seed(0))
+
+    def move(x):
+        return x.flatten(-2)[..., order].view(x.shape)
+
+    term = make(name, student, teacher).eval()
+    value, _ = run(term, student, teacher, Target.of(mask))
+    moved, _ = run(term, change(student, move), change(teacher, move), Target.of(move(mask)))
+    assert float(moved) == pytest.approx(float(value), rel=1e-10)
+
+
+# Terms that relate the pixels of a micro-batch: another split is another loss. The others are exact; those of the
+# second kind relate the pixels of an image, and are exact for equally many images a micro-batch.
+RELATIONAL = ("ohem", "dice", "jaccard", "lovasz", "dist", "cirkd", "cirkd_batch")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in RELATIONAL])
+@pytest.mark.parametrize("parts, processes", [(4, 1), (2, 2), (4, 2), (3, 3)])
+def test_steps_may_be_split(name, parts, processes):
+    """One batch, micro-batches, and processes whose gradients are averaged: the same gradient.
+
+    The network is a 1×1 convolution, the images between 2 % and 100 % void.
+    """
+    images = 12
+    _, teacher, mask = scene(11, images=images, size=(5, 10), void=0, unlabelled=0.1)
+    draw = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1))
+    void = torch.tensor([0.02, 0.3, 0.9, 0.02, 0.5, 0.0, 0.1, 0.98, 0.7, 1.0, 1.0, 1.0]).view(-1, 1, 1)
+    mask[draw < void] = VOID
+    inputs, _, _ = scene(12, images=images, size=(5, 10))
+    network = nn.ModuleDict(
+        {n.replace(".", "_"): nn.Conv2d(x.shape[1], x.shape[1], 1).double() for n, x in inputs.features.items()}
+        | {"logits": nn.Conv2d(4, 4, 1).double()}
+    )
+    term = make(name, teacher, teacher)
+    parameters = [*network.parameters(), *term.parameters()]
+
+    def forward(part):
+        features = {n: network[n.replace(".", "_")](x[part]) for n, x in inputs.features.items()}
+        return Outputs(network["logits"](inputs.logits[part]), (5, 10), (5, 10), features=features)
+
+    whole = gradients_of(term(forward(slice(None)), teacher, Target.of(mask)), parameters)
+    split = torch.zeros_like(whole)
+    for i, target in enumerate(shares(mask, parts, processes)):
+        part = slice(i * images // parts, (i + 1) * images // parts)
+        value = term(forward(part), select(teacher, part), target)
+        split += gradients_of(value, parameters) / processes
+    assert whole.norm() > 0
+    assert relative(split, whole) < 1e-10
+
+
+@pytest.mark.parametrize("name", RELATIONAL)
+def test_relational_terms_average_over_micro_batches(name):
+    student, teacher, mask = scene(13, images=4)
+    step = Target.of(mask)
+    term = make(name, student, teacher).eval()
+    parts = [slice(0, 2), slice(2, 4)]
+    alone = [Target.of(mask[part]) for part in parts]
+    split = [Target(mask[part], step.labelled_count, step.valid_count, 2) for part in parts]
+    values = [run(term, select(student, p), select(teacher, p), t)[0] for p, t in zip(parts, split, strict=True)]
+    if name == "dist":  # its relation between classes is a mean over pixels
+        term.beta = 0.0
+        values = [run(term, select(student, p), select(teacher, p), t)[0] for p, t in zip(parts, split, strict=True)]
+    expected = [run(term, select(student, p), select(teacher, p), t)[0] for p, t in zip(parts, alone, strict=True)]
+    assert float(sum(values)) == pytest.approx(float(sum(expected)) / 2, rel=1e-12)
+
+
+def test_settings_may_change_between_steps():
+    student, teacher, mask = scene(14)
+    term = KD(temperature=1.0)
+    term.temperature = 5.0
+    expected = KD(temperature=5.0)(student, teacher, Target.of(mask))
+    assert term(student, teacher, Target.of(mask)) == expected
+
+
+@pytest.mark.parametrize("name", [n for n in TERMS if n not in LABELS])
+def test_a_missing_teacher_is_named(name):
+    student, teacher, mask = scene(15)
+    with pytest.raises(ValueError, match="compares with a teacher"):
+        make(name, student, teacher)(student, None, Target.of(mask))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in LABELS])
+def test_no_gradient_goes_to_the_teacher(name):
+    student, teacher, mask = scene(16)
+    fresh, inputs = leaves(teacher)
+    value = make(name, student, teacher)(change(student, torch.Tensor.requires_grad_), fresh, Target.of(mask))
+    assert all(g is None for g in torch.autograd.grad(value, inputs, allow_unused=True))

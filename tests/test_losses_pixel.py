@@ -1,0 +1,298 @@
+"""Divergences between the distributions of a pixel, against the formulas written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from losses_reference import cosine, kl, leaves, mean_over_pixels, relative, scene, select, softmax
+
+from distill.batch import VOID, Outputs, Target
+from distill.losses.pixel import DKD, KD, certainty, divergence, soften, standardized
+
+KINDS = ("forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy")
+
+
+def formula(kind: str, s: np.ndarray, t: np.ndarray, beta: float = 0.5) -> float:
+    m = beta * t + (1 - beta) * s
+    return {
+        "forward_kl": kl(t, s),
+        "reverse_kl": kl(s, t),
+        "jeffreys": kl(t, s) + kl(s, t),
+        "jensen_shannon": beta * kl(t, m) + (1 - beta) * kl(s, m),
+        "soft_cross_entropy": -float(sum(a * np.log(b) for a, b in zip(t, s, strict=True))),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_kd_is_its_formula(kind, temperature):
+    student, teacher, mask = scene(1)
+    term = KD(divergence=kind, temperature=temperature, beta=0.3)
+
+    def pixel(s, t, _):
+        return temperature**2 * formula(kind, softmax(s, temperature), softmax(t, temperature), 0.3)
+
+    expected = mean_over_pixels(student, teacher, mask, pixel)
+    assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), classes=st.integers(1, 9), scale=st.floats(0.01, 30), beta=st.floats(0.01, 0.99))
+def test_divergences_are_never_negative_and_zero_only_at_equality(seed, classes, scale, beta):
+    random = torch.Generator().manual_seed(seed)
+    s, t = (F.log_softmax(scale * torch.randn(1, classes, 3, 3, generator=random).double(), 1) for _ in range(2))
+    for kind in KINDS:
+        assert (divergence(s, t, kind, beta) >= -1e-12).all()
+        if kind != "soft_cross_entropy":
+            assert divergence(t, t, kind, beta).abs().max() < 1e-12
+    assert torch.allclose(
+        divergence(s, t, "jeffreys"), divergence(s, t, "forward_kl") + divergence(s, t, "reverse_kl"), atol=1e-10
+    )
+    assert torch.allclose(divergence(s, t, "jeffreys"), divergence(t, s, "jeffreys"), atol=1e-12)
+    assert torch.allclose(divergence(s, t, "jensen_shannon"), divergence(t, s, "jensen_shannon"), atol=1e-12)
+    assert divergence(s, t, "jensen_shannon", beta).max() <= np.log(2) + 1e-12
+    entropy = -(t.exp() * t).sum(1)
+    assert torch.allclose(divergence(s, t, "soft_cross_entropy"), divergence(s, t, "forward_kl") + entropy, atol=1e-10)
+
+
+def test_jensen_shannon_tends_to_the_relative_entropies():
+    s, t = (F.log_softmax(torch.randn(1, 4, 3, 3, dtype=torch.float64), 1) for _ in range(2))
+    for beta, limit in ((1e-5, "forward_kl"), (1 - 1e-5, "reverse_kl")):
+        scaled = divergence(s, t, "jensen_shannon", beta) / (beta * (1 - beta))
+        assert torch.allclose(scaled, divergence(s, t, limit), rtol=1e-3)
+
+
+def test_forward_covers_the_modes_and_reverse_picks_one():
+    """A teacher with two modes and a student that can only have one wide or one narrow bump."""
+    places = torch.arange(21, dtype=torch.float64)
+    teacher = F.log_softmax(torch.logsumexp(torch.stack([-((places - c) ** 2) / 4.5 for c in (5.0, 15.0)]), 0), 0).view(
+        1, -1, 1
+    )
+
+    def fit(kind):
+        centre, log_width = torch.tensor(7.0, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+        optimizer = torch.optim.Adam([centre, log_width], 0.05)
+        for _ in range(600):
+            bump = F.log_softmax(-((places - centre) ** 2) / (2 * (2 * log_width).exp()), 0).view(1, -1, 1)
+            optimizer.zero_grad()
+            divergence(bump, teacher, kind).mean().backward()
+            optimizer.step()
+        return float(centre.detach()), float(log_width.detach().exp())
+
+    centre, width = fit("forward_kl")
+    assert centre == pytest.approx(10, abs=0.3) and width > 4.5
+    centre, width = fit("reverse_kl")
+    assert centre == pytest.approx(5, abs=0.3) and width < 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_keeps_its_size_with_the_temperature(kind):
+    """T² is there for this: at high temperatures the gradient no longer depends on T."""
+    student, teacher, mask = scene(2, scale=0.5)
+    norms = []
+    for temperature in (20.0, 80.0):
+        fresh, (logits, *_) = leaves(student)
+        KD(divergence=kind, temperature=temperature)(fresh, teacher, Target.of(mask)).backward()
+        norms.append(float(logits.grad.norm()))
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(KINDS),
+    temperature=st.floats(0.5, 20),
+    exponent=st.floats(0, 4),
+    offset=st.sampled_from([0.0, 9e3, -9e3]),
+)
+def test_float32_is_accurate(seed, kind, temperature, exponent, offset):
+    random = torch.Generator().manual_seed(seed)
+    s, t = (10**exponent * torch.randn(2, 6, 4, 5, generator=random) + offset for _ in range(2))
+    s, t = s.clamp(-1e4, 1e4), t.clamp(-1e4, 1e4)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x = s.to(dtype).requires_grad_()
+        value = divergence(soften(x, temperature), soften(t.to(dtype), temperature), kind).mean() * temperature**2
+        results.append((value.detach().double(), torch.autograd.grad(value, x)[0].double()))
+    assert relative(results[0][0], results[1][0]) <= 1e-3
+    # Where both are sure of a class, gradients underflow: float32 has no 1e-200.
+    error, size = (results[0][1] - results[1][1]).norm(), results[1][1].norm()
+    assert error <= 1e-3 * size + 1e-6
+
+
+def test_low_precision_and_autocast_do_not_reach_the_arithmetic():
+    student, teacher, mask = scene(3)
+    student.logits, teacher.logits = student.logits.bfloat16(), teacher.logits.bfloat16()
+    for term in (KD(temperature=20.0), DKD()):
+        exact = Outputs(student.logits.double(), student.size, student.size)
+        expected = term(exact, Outputs(teacher.logits.double(), student.size, student.size), Target.of(mask))
+        with torch.autocast("cpu", torch.bfloat16):
+            value = term(student, teacher, Target.of(mask))
+        assert value.dtype == torch.float32
+        assert relative(value.double(), expected) < 1e-4
+
+
+def test_confidence_is_probability_or_entropy():
+    logits = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    for n in range(2):
+        for y in range(3):
+            for x in range(4):
+                p = softmax(logits[n, :, y, x].numpy())
+                assert float(certainty(logits, "max_probability")[n, y, x]) == pytest.approx(p.max())
+                entropy = -float((p * np.log(p)).sum())
+                assert float(certainty(logits, "entropy")[n, y, x]) == pytest.approx(1 - entropy / np.log(5))
+    assert certainty(torch.zeros(1, 5, 1, 1), "entropy").item() == pytest.approx(0, abs=1e-6)
+    assert certainty(torch.zeros(1, 1, 1, 1), "entropy").item() == 1
+
+
+@pytest.mark.parametrize("kind", ["max_probability", "entropy"])
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_confidence_gates_or_weights(kind, threshold):
+    student, teacher, mask = scene(4)
+    sure = certainty(teacher.logits, kind)
+
+    def weight(s, t, _):
+        p = softmax(t)
+        c = p.max() if kind == "max_probability" else 1 + float((p * np.log(p)).sum()) / np.log(4)
+        return (c if threshold is None else float(c >= threshold)) * 4 * kl(softmax(t, 2), softmax(s, 2))
+
+    assert threshold is None or 0 < int((sure >= threshold).sum()) < sure.numel()
+    term = KD(temperature=2.0, confidence=kind, confidence_threshold=threshold)
+    expected = mean_over_pixels(student, teacher, mask, weight)
+    assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-12)
+
+
+def test_standardisation_is_a_z_score_over_the_classes():
+    student, teacher, mask = scene(5)
+
+    def pixel(s, t, _):
+        s, t = ((x - x.mean()) / x.std() for x in (s, t))
+        return 9 * kl(softmax(t, 3), softmax(s, 3))
+
+    term = KD(temperature=3.0, standardize=True)
+    expected = mean_over_pixels(student, teacher, mask, pixel)
+    assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-7)
+    stretched = Outputs(5 * teacher.logits + 3, teacher.size, teacher.size)
+    assert float(term(stretched, teacher, Target.of(mask))) == pytest.approx(0, abs=1e-12)
+    flat = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    standardized(flat).square().sum().backward()
+    assert torch.isfinite(flat.grad).all()
+
+
+def others(name: str, s: torch.Tensor, t: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The reductions of other projects as they write them, on maps without void."""
+    log_s, soft_t = F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1)
+    if name == "cirkd":  # pixels become rows first
+        rows_s, rows_t = (x.permute(0, 2, 3, 1).reshape(-1, s.shape[1]) for x in (log_s, soft_t))
+        return F.kl_div(rows_s, rows_t, reduction="batchmean") * temperature**2
+    if name == "mmrazor":  # sum over everything / images
+        return temperature**2 * F.kl_div(log_s, soft_t, reduction="none").sum() / len(s)
+    if name == "torchdistill":
+        return temperature**2 * F.kl_div(log_s, soft_t, reduction="batchmean")
+    return F.kl_div(log_s, soft_t, reduction="none").mean() * temperature**2  # zh320
+
+
+@pytest.mark.parametrize("name", ["cirkd", "mmrazor", "torchdistill", "zh320"])
+@pytest.mark.parametrize("stride", ["full", "native"])
+def test_reductions_of_other_projects(name, stride):
+    student, teacher, mask = scene(6, void=0, unlabelled=0)
+    expected = others(name, student.logits, teacher.logits, 4.0)
+    term = KD(temperature=4.0, reduction=name, stride=stride)
+    assert float(term(student, teacher, Target.of(mask))) == pytest.approx(float(expected), rel=1e-12)
+    halves = [
+        term(select(student, part), select(teacher, part), Target(mask[part], *2 * [Target.of(mask).valid_count]))
+        for part in (slice(0, 1), slice(1, 2))
+    ]
+    assert float(sum(halves)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_dkd_is_its_formula():
+    student, teacher, mask = scene(7)
+
+    def pixel(s, t, y):
+        p, q = softmax(t, 3), softmax(s, 3)
+        target = kl(np.array([p[y], 1 - p[y]]), np.array([q[y], 1 - q[y]]))
+        rest = kl(np.delete(p, y) / (1 - p[y]), np.delete(q, y) / (1 - q[y]))
+        return 9 * (1.5 * target + 2 * rest)
+
+    term = DKD(alpha=1.5, beta=2.0, temperature=3.0)
+    expected = mean_over_pixels(student, teacher, mask, pixel, labelled=True)
+    assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), classes=st.integers(2, 7), temperature=st.floats(0.5, 20))
+def test_kd_is_tckd_and_nckd_weighted_by_what_the_teacher_leaves(seed, classes, temperature):
+    student, teacher, mask = scene(seed, classes=classes)
+    labels = mask.long().clamp(max=classes - 1).unsqueeze(1)
+    left = 1 - F.softmax(teacher.logits / temperature, 1).gather(1, labels).squeeze(1)
+    mask = labels.squeeze(1).byte()
+    parts = [
+        DKD(alpha=a, beta=b, temperature=temperature).per_pixel(student.logits, teacher.logits, mask)
+        for a, b in ((1, 0), (0, 1))
+    ]
+    whole = KD(temperature=temperature).per_pixel(student.logits, teacher.logits, mask)
+    assert torch.allclose(parts[0] + left * parts[1], whole, rtol=1e-8, atol=1e-12)
+
+
+def test_dkd_survives_sure_teachers_and_students():
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 1e4]])
+    student = logits.T.reshape(1, 3, 1, 3).requires_grad_()
+    teacher = logits.flip(0).T.reshape(1, 3, 1, 3)
+    for label in range(3):
+        value = DKD(temperature=0.5).total(student, teacher, torch.full((1, 1, 3), label, dtype=torch.uint8))
+        assert torch.isfinite(value)
+        assert torch.isfinite(torch.autograd.grad(value, student)[0]).all()
+
+
+def test_native_stride_counts_each_cell_as_its_pixels():
+    random = torch.Generator().manual_seed(0)
+    s, t = (torch.randn(1, 3, 2, 3, generator=random, dtype=torch.float64) for _ in range(2))
+    student, teacher = (Outputs(x, (4, 9), (4, 9), align_corners=False) for x in (s, t))
+    mask = torch.zeros(1, 4, 9, dtype=torch.uint8)
+    mask[0, :2, :2] = VOID  # of the 2 × 3 pixels of the first cell, 4
+    mask[0, 2:, 3:6] = VOID  # all of the cell in the middle below
+    weights = [[2, 6, 6], [6, 0, 6]]
+    expected = sum(
+        weights[y][x] * kl(softmax(t[0, :, y, x].numpy()), softmax(s[0, :, y, x].numpy()))
+        for y in range(2)
+        for x in range(3)
+    )
+    value = KD(stride="native")(student, teacher, Target.of(mask))
+    assert float(value) == pytest.approx(expected / 26, rel=1e-12)
+
+
+def test_native_stride_is_close_to_full_resolution_on_smooth_maps():
+    smooth = torch.randn(2, 5, 4, 4, dtype=torch.float64)
+    s, t = (F.interpolate(x, (16, 16), mode="bicubic") for x in (smooth, smooth + 0.5 * smooth.flip(0)))
+    s.requires_grad_()
+    mask = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    student, teacher = (Outputs(x, (64, 64), (64, 64)) for x in (s, t))
+    grads = [
+        torch.autograd.grad(KD(stride=stride)(student, teacher, Target.of(mask)), s)[0].flatten().numpy()
+        for stride in ("full", "native")
+    ]
+    assert cosine(*grads) > 0.97
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"temperature": 0},
+        {"beta": 1.0},
+        {"divergence": "kl"},
+        {"confidence": "yes"},
+        {"reduction": "sum"},
+        {"stride": "4"},
+    ],
+)
+def test_bad_settings_are_refused(settings_):
+    (name,) = settings_
+    with pytest.raises(ValueError, match=f"^{name}="):
+        KD(**settings_)
+    with pytest.raises(ValueError, match="temperature=-1"):
+        DKD(temperature=-1)

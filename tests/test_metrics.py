@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+
+from distill.batch import UNLABELLED, VOID, Outputs
+from distill.data.datasets import Dataset
+from distill.evaluate import evaluate
+from distill.metrics import Scores, confusion_matrix
+
+
+def test_confusion_matrix_by_hand():
+    prediction = torch.tensor([[[0, 1, 2], [1, 1, 0]]])
+    mask = torch.tensor([[[0, 1, 1], [VOID, 1, UNLABELLED]]], dtype=torch.uint8)
+    assert confusion_matrix(prediction, mask, 3).tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 0]]
+
+
+def test_scores_by_hand():
+    scores = Scores(torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]]))
+    assert scores.iou == [3 / 6, 4 / 7, None]
+    assert scores.present == 2
+    assert scores.mean_iou == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert scores.pixel_accuracy == pytest.approx(7 / 10)
+    assert scores.chance == pytest.approx(6 / 10 / 2)
+
+
+def test_a_class_only_predicted_lowers_the_others_and_is_not_scored():
+    scores = Scores(torch.tensor([[8, 2], [0, 0]]))
+    assert scores.iou == [0.8, None]
+
+
+def test_nothing_labelled_is_zero_and_not_nan():
+    scores = Scores(torch.zeros(2, 2, dtype=torch.int64))
+    assert (scores.mean_iou, scores.pixel_accuracy, scores.chance) == (0.0, 0.0, 0.0)
+
+
+class Brightness(torch.nn.Module):
+    """Predicts the class from the red channel alone, so that the right answer is known."""
+
+    def __init__(self, classes: int, shift: int = 0):
+        super().__init__()
+        self.classes = [str(i) for i in range(classes)]
+        self.shift = shift
+
+    def forward(self, image):
+        ids = (image[:, 0].long() + self.shift) % len(self.classes)
+        logits = torch.nn.functional.one_hot(ids, len(self.classes)).permute(0, 3, 1, 2).float()
+        return Outputs(logits, image.shape[-2:], image.shape[-2:])
+
+
+def made_up(count: int) -> Dataset:
+    def read(i: int):
+        generator = np.random.default_rng(i)
+        size = (4, 6) if i % 3 else (5, 3)
+        return generator.integers(0, 5, (*size, 3), dtype=np.uint8), generator.choice([0, 1, 2, 3, 4, VOID], size).astype("u1")
+
+    return Dataset([str(i) for i in range(count)], read, [()] * count, lambda i: None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 40])
+def test_scores_do_not_depend_on_batches_and_processes(count):
+    networks = {"teacher": Brightness(5), "student": Brightness(5, shift=1)}
+    expected = torch.zeros(5, 5, dtype=torch.int64)
+    for i in range(count):
+        image, mask = made_up(count).read(i)
+        for truth, value in zip(mask.flat, image[..., 0].flat, strict=True):
+            if truth != VOID:
+                expected[truth, value] += 1
+    for batch in (1, 4):
+        for world in (1, 2, 3):
+            parts: list[torch.Tensor] = []
+            for rank in range(world):
+                evaluate(networks, made_up(count), batch, "cpu", rank, world, lambda c, p=parts: p.append(c) or c)
+            total = sum(parts)
+            evaluation = evaluate(networks, made_up(count), batch, "cpu", reduce=lambda _, t=total: t)
+            assert torch.equal(evaluation.scores["teacher"].matrix, expected)
+            assert evaluation.agreement == {"teacher": 1.0, "student": 0.0}
+
+
+def test_a_network_that_gives_nan_is_named():
+    class Broken(Brightness):
+        def forward(self, image):
+            outputs = super().forward(image)
+            outputs.logits[0, 0, 0, 0] = float("nan")
+            return outputs
+
+    with pytest.raises(FloatingPointError, match="student.*not finite on 0"):
+        evaluate({"student": Broken(5)}, made_up(2), 1, "cpu")
+
+
+def test_training_mode_is_given_back():
+    network = Brightness(5).train()
+    evaluate({"student": network}, made_up(1), 1, "cpu")
+    assert network.training
