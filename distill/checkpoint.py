@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distill.config import ConfigError
 
-MANIFEST = "MANIFEST.json"
+MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
 
 
 @dataclass
@@ -86,6 +86,7 @@ class Checkpoints:
             files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
             manifest = {"step": state.step, "best": state.best, "facts": self.facts, "settings": self.settings}
             write_json(temporary / MANIFEST, manifest | {"files": files})
+            (temporary / CHECKSUM).write_text(f"{sha256(temporary / MANIFEST)}  {MANIFEST}\n")
             for path in temporary.iterdir():
                 _sync(path)
             _sync(temporary)
@@ -128,9 +129,11 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> State:
         try:
+            if (folder / CHECKSUM).read_text() != f"{sha256(folder / MANIFEST)}  {MANIFEST}\n":
+                raise BadCheckpoint(f"{folder / MANIFEST}: differs from its checksum")
             manifest = json.loads((folder / MANIFEST).read_text())
             files = manifest["files"]
-            names = {path.name for path in folder.iterdir()} - {MANIFEST}
+            names = {path.name for path in folder.iterdir()} - {MANIFEST, CHECKSUM}
             if names != set(files):
                 raise BadCheckpoint(f"{folder}: holds {sorted(names)}, its manifest lists {sorted(files)}")
             for name, digest in files.items():

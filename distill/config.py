@@ -1,27 +1,17 @@
-"""Every setting, once: dataclasses with a line of help each, read from YAML and from dotted flags over it.
+"""Every setting, once: dataclasses with a line of help each. `config_terms` has the objective's, `config_parse` reads.
 
-    python scripts/distill.py --config configs/camvid_cpu.yaml --kd.temperature 2 --data.root /data/camvid
-
-Imports nothing heavy, so a typo ends before torch is loaded. Left out on purpose: config inheritance, interpolation,
-names of Python objects in YAML.
+Imports nothing heavy, so a typo ends before torch is loaded.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import math
-import re
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 import yaml
 
-MAX_CONFIG_BYTES = 1_000_000
+from distill.config_terms import TermsConfig
 
 
 class ConfigError(Exception):
@@ -147,34 +137,6 @@ class BaselineConfig:
 
 
 @dataclass
-class CrossEntropyConfig:
-    """What the labels teach.
-
-    Args:
-        weight: weight in the objective.
-        class_weights: one factor a class; all 1 if not given.
-        label_smoothing: 0 to 1.
-    """
-
-    weight: float = 1.0
-    class_weights: list[float] | None = None
-    label_smoothing: float = 0.0
-
-
-@dataclass
-class KDConfig:
-    """What the teacher's per-pixel distribution teaches: T² · KL(teacher‖student) (Hinton et al. 2015).
-
-    Args:
-        weight: weight in the objective.
-        temperature: T; both distributions are softmax(logits / T).
-    """
-
-    weight: float = 1.0
-    temperature: float = 2.0
-
-
-@dataclass
 class OptimizerConfig:
     """How weights are updated; the same for every network.
 
@@ -209,7 +171,7 @@ class ExportConfig:
 
 
 @dataclass
-class Config:
+class Config(TermsConfig):
     """A run.
 
     Args:
@@ -220,8 +182,6 @@ class Config:
         teacher: the large network.
         student: the compact network.
         baseline: the student on labels alone.
-        cross_entropy: what the labels teach.
-        kd: what the teacher teaches.
         optimizer: how weights are updated.
         export: the ONNX file.
         per_device_train_batch_size: images a process and micro-batch.
@@ -247,8 +207,6 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    cross_entropy: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
-    kd: KDConfig = field(default_factory=KDConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     per_device_train_batch_size: int = 8
@@ -309,133 +267,3 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def dump(config: Config) -> str:
     """The fully resolved settings as YAML; running with it repeats the run."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True, width=100)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with `5e-4` a number and `no` a word, and without aliases and duplicate keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1
-            raise ValueError(f"line {line}: YAML aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise ValueError(f"line {key.start_mark.line + 1}: the key '{key.value}' stands twice; keep one")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_PLAIN = {
-    "tag:yaml.org,2002:float": r"[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)",
-    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9]\d*)",
-    "tag:yaml.org,2002:bool": r"true|True|false|False",
-    "tag:yaml.org,2002:null": r"null|~|",
-}
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern in _PLAIN.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), None)
-
-
-def _load_yaml(text: str) -> Any:
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ValueError(f"{len(text)} bytes; a config has at most {MAX_CONFIG_BYTES}")
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def parse(args: Sequence[str] | None = None) -> Config:
-    """Settings from the command line; on bad ones, prints one line and exits with code 2."""
-    jsonargparse.set_loader("yaml", _load_yaml, exceptions=(ValueError,))
-    parser = jsonargparse.ArgumentParser(
-        prog="distill.py",
-        description="Train a teacher (or load one), distil a student, export it to ONNX and report on all of it.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
-    parser.add_class_arguments(Config)
-    args = list(sys.argv[1:] if args is None else args)
-    try:
-        settings = parser.parse_args(args)
-        settings.pop("config")
-        config: Config = _instantiate(Config, settings)
-        check(config)
-    except (jsonargparse.ArgumentError, ConfigError) as error:
-        files = [v for k, v in itertools.pairwise(args) if k in ("-c", "--config")]
-        where = f" (in {', '.join(files)} or the flags)" if files else ""
-        print(f"distill: error: {_one_line(str(error))}{where}", file=sys.stderr)
-        sys.exit(2)
-    return config
-
-
-def _instantiate(cls: type, settings: Any) -> Any:
-    values = {}
-    for f in fields(cls):
-        value = getattr(settings, f.name)
-        section = f.default_factory if isinstance(f.default_factory, type) and is_dataclass(f.default_factory) else None
-        values[f.name] = _instantiate(section, value) if section else value
-    return cls(**values)
-
-
-def _one_line(message: str) -> str:
-    """The parser's message on one line, with the nearest known setting if a name was wrong."""
-    line = " ".join(message.split())
-    wrong = re.search(r"(?:unrecognized arguments: --|not accept option '|Option ')([\w.]+)", line)
-    if not wrong:
-        return line
-    section = re.search(r"Group '([\w.]+)'", line)
-    name = f"{section[1]}.{wrong[1]}" if section else wrong[1]
-    near = difflib.get_close_matches(name, list(flatten(Config())), 1)
-    return line + (f" (did you mean '{near[0]}'?)" if near else " (--help lists every setting)")
-
-
-def check(config: Config) -> None:
-    """Raises ConfigError for values that no run can have."""
-    flat = flatten(config)
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key}: {value} is not finite")
-    positive = [
-        k
-        for k in flat
-        if k.endswith(("_steps", "_size", "learning_rate", "temperature", "max_pixels", "_limit"))
-        and not k.endswith("warmup_steps")
-    ] + ["data.synthetic_train", "data.synthetic_val", "timeout_seconds"]
-    for key in positive:
-        numbers = flat[key] if isinstance(flat[key], list) else [] if flat[key] is None else [flat[key]]
-        if any(n <= 0 for n in numbers):
-            raise ConfigError(f"{key}: {flat[key]} must be above 0")
-    for key in (
-        "cross_entropy.weight",
-        "kd.weight",
-        "optimizer.weight_decay",
-        "optimizer.warmup_steps",
-        "optimizer.max_grad_norm",
-        "data.num_workers",
-        "num_sample_images",
-        "seed",
-    ):
-        if flat[key] < 0:
-            raise ConfigError(f"{key}: {flat[key]} must not be negative")
-    for key in ("data.image_size", "data.crop_size", "data.synthetic_size"):
-        if flat[key] is not None and len(flat[key]) != 2:
-            raise ConfigError(f"{key}: {flat[key]} must be [height, width]")
-    for key in ("teacher.mean", "teacher.std", "student.mean", "student.std"):
-        if len(flat[key]) != 3:
-            raise ConfigError(f"{key}: {flat[key]} must hold three numbers, for R, G and B")
-    if not 0 <= config.optimizer.ema_decay < 1:
-        raise ConfigError(f"optimizer.ema_decay: {config.optimizer.ema_decay} must be in [0, 1)")
-    if not 0 <= config.cross_entropy.label_smoothing < 1:
-        raise ConfigError(f"cross_entropy.label_smoothing: {config.cross_entropy.label_smoothing} must be in [0, 1)")
-    if config.cross_entropy.weight == 0 and config.kd.weight == 0:
-        raise ConfigError("cross_entropy.weight, kd.weight: both are 0, nothing would be learnt; set one above 0")
-    if not re.fullmatch(r"[\w.-]+", config.name):
-        raise ConfigError(f"name: {config.name!r} becomes a folder; use letters, digits, '_', '-' and '.'")

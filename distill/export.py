@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Proof:
     max_margin: float = 0.0
     mean_iou: float = 0.0
     mean_iou_diff: float = 0.0
-    shapes: list[list[int]] | None = None
+    shapes: list[list[int]] = field(default_factory=list)
     pixels: int = 0
 
 
@@ -131,6 +131,7 @@ def write_onnx(network: Network, path: Path, size: Sequence[int], opset: int, me
             dynamo=True,
             verbose=False,
         )
+    assert program is not None
     for name, value in metadata.items():
         program.model.metadata_props[name] = json.dumps(value)
     program.save(str(path))  # given the path, torch.onnx.export would split the weights off
@@ -149,7 +150,7 @@ def prove(network: Network, path: Path, dataset: Dataset, sizes: Sequence[tuple[
     """
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     classes = len(network.classes)
-    proof = Proof(shapes=[])
+    proof = Proof()
     matrices = torch.zeros(2, classes, classes, dtype=torch.int64)
     equal = 0
     for image, mask in _proof_images(dataset, sizes):

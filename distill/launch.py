@@ -109,7 +109,8 @@ def lock(folder: Path) -> IO[str]:
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
     """Runs an action on the main process; what it raises is raised on all of them. Returns None elsewhere."""
-    result, failure = None, [None]
+    result: T | None = None
+    failure: list[Exception | None] = [None]
     if accelerator.is_main_process:
         try:
             result = action()

@@ -7,10 +7,13 @@ scoring and the exported file share one forward pass. Only this module knows SMP
 from __future__ import annotations
 
 import copy
+import io
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -35,6 +38,8 @@ class Network(nn.Module):
         std: standard deviation likewise.
     """
 
+    model: Any
+    stride: int
     mean: Tensor
     std: Tensor
 
@@ -43,9 +48,18 @@ class Network(nn.Module):
         self.model = model
         self.classes = list(classes)
         # PAN pools the stride-16 map three times more.
-        self.stride = 128 if isinstance(model, smp.PAN) else max(32, model.encoder.output_stride)
+        self.stride = 128 if isinstance(model, smp.PAN) else max(32, self.model.encoder.output_stride)
         self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of every map that `forward` can return, and of the `logits`."""
+        logits = {"logits": len(self.classes)}
+        if isinstance(self.model, smp.DPT):
+            return logits
+        stages = {f"encoder.{i}": n for i, n in enumerate(self.model.encoder.out_channels) if i}
+        return stages | {"decoder": self.model.segmentation_head[0].in_channels} | logits
 
     def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
         """Logits, and intermediate maps by name.
@@ -110,12 +124,6 @@ def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
     return Network(model, classes, network.mean, network.std)
 
 
-def try_build(network: NetworkConfig, classes: Sequence[str]) -> None:
-    """Builds a network without memory or pretrained weights, for the errors that this raises."""
-    with torch.device("meta"):
-        build(replace(network, encoder_weights=None), classes)
-
-
 def save(network: Network, folder: Path) -> None:
     """Weights and class names into a folder that `smp.from_pretrained` and `load` read."""
     # SMP writes a model card with a licence of its own choosing beside the weights; that file is replaced by ours.
@@ -141,7 +149,9 @@ def load(folder: Path, classes: Sequence[str], mean: Sequence[float], std: Seque
         if not (folder / name).is_file():
             raise ConfigError(f"{folder}: holds no {name}; expected a folder written by SMP's save_pretrained")
     try:
-        model = smp.from_pretrained(str(folder))
+        # What SMP prints and warns of, mismatched weights, it also raises.
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            model = smp.from_pretrained(str(folder), strict=True)
     except Exception as error:
         raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     found = _class_names(folder)

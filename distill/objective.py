@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.batch import Outputs, Target
-from distill.config import Config
-from distill.losses import TERMS
+from distill.config import Config, ConfigError
+from distill.losses import TERMS, PixelTerm, Term
+from distill.losses.fused import fused
 from distill.models import Network
+
+
+@dataclass
+class Loss:
+    """What the objective says of a batch.
+
+    Attributes:
+        total: the weighted sum, to be differentiated.
+        values: each term's unweighted value, detached.
+        gradient_norms: norm of each weighted term's gradient at the student's logits; empty unless asked for. Terms
+            on features have none there.
+    """
+
+    total: Tensor
+    values: dict[str, Tensor]
+    gradient_norms: dict[str, Tensor]
 
 
 class Objective(nn.Module):
@@ -18,10 +37,12 @@ class Objective(nn.Module):
 
     Args:
         terms: by name.
-        weights: by name, above 0.
+        weights: by name.
     """
 
-    def __init__(self, terms: Mapping[str, nn.Module], weights: Mapping[str, float]):
+    terms: Any  # a ModuleDict of Term
+
+    def __init__(self, terms: Mapping[str, Term], weights: Mapping[str, float]):
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
@@ -31,21 +52,52 @@ class Objective(nn.Module):
         """Feature maps that the terms want from both networks."""
         return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.features))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and the unweighted value of each term."""
-        values = {name: term(student, teacher, target) for name, term in self.terms.items()}
-        total = sum((self.weights[name] * value for name, value in values.items()), torch.zeros(()))
-        return torch.as_tensor(total), {name: value.detach() for name, value in values.items()}
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target, norms: bool = False) -> Loss:
+        """The weighted sum, and the value of each term; with `norms`, also how strongly each pulls at the logits."""
+        if student.logits.dtype in (torch.float16, torch.bfloat16):
+            # Gradients at the logits are of the size 1 / pixels, which half precision would round to 0.
+            student = replace(student, logits=student.logits.float())
+        # Terms that look at one pixel at a time share one pass that never holds full-resolution logits.
+        together = {n: t for n, t in self.terms.items() if isinstance(t, PixelTerm) and t.by_strips}
+        total, values, gradient_norms = torch.zeros((), device=student.logits.device), {}, {}
+        if together:
+            weights = [self.weights[name] for name in together]
+            result = fused(list(together.values()), weights, student, teacher, target, norms=norms)
+            total, values = result.total, dict(zip(together, result.values, strict=True))
+            if result.norms:
+                gradient_norms = {n: self.weights[n] * v for n, v in zip(together, result.norms, strict=True)}
+        for name, term in self.terms.items():
+            if name not in together:
+                value = term(student, teacher, target)
+                total, values[name] = total + self.weights[name] * value, value.detach()
+                if norms and value.requires_grad:
+                    (gradient,) = torch.autograd.grad(value, student.logits, retain_graph=True, allow_unused=True)
+                    if gradient is not None:
+                        gradient_norms[name] = self.weights[name] * gradient.norm()
+        return Loss(total, values, gradient_norms)
 
 
-def build_objective(config: Config, distil: bool) -> Objective:
-    """The objective of the settings; without `distil` only the terms that need no teacher."""
-    terms, weights = {}, {}
+def build_objective(config: Config, student: Network, teacher: Network | None) -> Objective:
+    """The objective of the settings; without a teacher only the terms that need none.
+
+    Raises:
+        ConfigError: a setting that its term refuses, or no term left.
+    """
+    terms: dict[str, Term] = {}
+    weights: dict[str, float] = {}
     for name, term in TERMS.items():
-        section = getattr(config, name, None)
-        if section and section.weight and (distil or not term.needs_teacher):
-            settings = {key: value for key, value in vars(section).items() if key != "weight"}
+        section = getattr(config, name)
+        if not section.weight or (term.needs_teacher and teacher is None):
+            continue
+        settings = {key: value for key, value in vars(section).items() if key != "weight"}
+        try:
             terms[name], weights[name] = term(**settings), section.weight
+            if teacher:
+                terms[name].build(student.channels, teacher.channels)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if not terms:
+        raise ConfigError("cross_entropy.weight, …: no term is left without a teacher; set one that looks at labels")
     return Objective(terms, weights)
 
 
@@ -57,6 +109,6 @@ class Distiller(nn.Module):
         self.student = student
         self.objective = objective
 
-    def forward(self, image: Tensor, teacher: Outputs | None, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch of images uint8 `[N, 3, H, W]`, and the unweighted value of each term."""
-        return self.objective(self.student(image, self.objective.features), teacher, target)
+    def forward(self, image: Tensor, teacher: Outputs | None, target: Target, norms: bool = False) -> Loss:
+        """What the objective says of images uint8 `[N, 3, H, W]`."""
+        return self.objective(self.student(image, self.objective.features), teacher, target, norms)

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,9 @@ from distill.data import check_splits, open_splits, save_preprocessing
 from distill.evaluate import Evaluation
 from distill.export import ExportError, export_onnx
 from distill.launch import lock, on_main, start, stop_on_signal
+from distill.losses import TERMS
 from distill.models import Network
+from distill.objective import build_objective
 from distill.report import strip, summary, write_card, write_report
 from distill.teacher import Teacher, check_teacher
 from distill.tracking import Tracker
@@ -35,9 +38,10 @@ from distill.train import Run, Stopped, train
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
 RECORD = "stage.json"
 # Settings that do not reach a stage, by the beginning of their names.
+DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
 FOREIGN = {
-    "teacher": ("student.", "baseline.", "kd.", "export.", "teacher.checkpoint"),
-    "baseline": ("teacher.", "baseline.", "kd.", "export."),
+    "teacher": ("student.", "baseline.", "export.", "teacher.checkpoint", *DISTILLATION),
+    "baseline": ("teacher.", "baseline.", "export.", *DISTILLATION),
     "student": ("baseline.", "export."),
 }
 
@@ -74,8 +78,7 @@ def distil(config: Config) -> dict[str, Any]:
             f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
             f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
         )
-        for wanted in (config.teacher, config.student):
-            models.try_build(wanted, splits.classes)  # before hours are spent on the other
+        try_build(config, splits.classes)
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:
             networks["baseline"] = stage(run, "baseline")
@@ -87,6 +90,17 @@ def distil(config: Config) -> dict[str, Any]:
         return results
     finally:
         accelerator.end_training()
+
+
+def try_build(config: Config, classes: list[str]) -> None:
+    """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained."""
+    with torch.device("meta"):
+        teacher, student = (
+            models.build(replace(n, encoder_weights=None), classes) for n in (config.teacher, config.student)
+        )
+        build_objective(config, student, teacher)
+        if config.baseline.enabled or config.teacher.checkpoint is None:
+            build_objective(config, student, None)
 
 
 def take_folder(config: Config, processes: int) -> IO[str]:

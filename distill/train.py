@@ -135,7 +135,7 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
         config.checkpoints_total_limit,
         lambda line: run.say(f"{stage}: {line}"),
     )
-    training = begin(run, wanted, checkpoints, teacher is not None)
+    training = begin(run, wanted, checkpoints, teacher.network if teacher else None)
     if teacher:
         teacher.features = training.distiller.objective.features
     state, optimizer = training.state, training.optimizer
@@ -181,12 +181,12 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
     return training.student.eval(), state
 
 
-def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, distil: bool) -> Training:
+def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, teacher: Network | None) -> Training:
     """Builds everything from the seed, then puts the last saved state into it."""
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(config.seed)
     student = build(wanted, run.splits.classes).to(memory_format=torch.channels_last)
-    distiller = Distiller(student, build_objective(config, distil))
+    distiller = Distiller(student, build_objective(config, student, teacher))
     freeze_unused(student, config.data.crop_size, distiller.objective.features)
     model, optimizer = accelerator.prepare(distiller, build_optimizer(distiller, config.optimizer))
     ema = ModelEmaV3(student, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
@@ -225,15 +225,20 @@ def update(
     counts = accelerator.reduce(counts, "sum").clamp(min=1)
     labelled, valid = (counts.to(PRECISE.get(counts.device.type, torch.float64)) / accelerator.num_processes).unbind()
 
+    norms = teacher is not None and (step + 1) % config.logging_steps == 0
     model.train()
     logs: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches, 1):
         with nullcontext() if i == len(micro_batches) else accelerator.no_sync(model):
             target = Target(batch.mask, labelled, valid, len(micro_batches))
-            loss, values = model(batch.image, teacher(batch) if teacher else None, target)
-            accelerator.backward(loss)
-        for name, value in {"loss": loss.detach(), **values}.items():
+            loss = model(batch.image, teacher(batch) if teacher else None, target, norms)
+            accelerator.backward(loss.total)
+        for name, value in {"loss": loss.total.detach(), **loss.values}.items():
             logs[name] = logs.get(name, 0) + value
+    # How strongly each term pulls at the student's logits beside cross-entropy shows a weight that is far off.
+    reference = loss.gradient_norms.pop("cross_entropy", None)
+    if reference is not None:
+        logs |= {f"pull/{name}": norm / reference for name, norm in loss.gradient_norms.items()}
     logs["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm or math.inf)
 
     # With fp16 a gradient that overflows is normal: its step is skipped and the scale lowered.

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.config import Config, parse
+from distill.config import Config
+from distill.config_parse import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -44,7 +45,9 @@ def tiny_config(folder: Path, **settings) -> Config:
     return parse(flags(wanted))
 
 
-def start_script(folder: Path, *arguments: str, launcher: tuple[str, ...] = (), **settings) -> subprocess.CompletedProcess:
+def start_script(
+    folder: Path, *arguments: str, launcher: tuple[str, ...] = (), **settings
+) -> subprocess.CompletedProcess:
     """Runs scripts/distill.py from a folder that is not the repository's."""
     wanted = TINY | {"output_dir": str(folder)} | {k.replace("__", "."): v for k, v in settings.items()}
     command = [sys.executable, *launcher, str(ROOT / "scripts" / "distill.py"), *flags(wanted), *arguments]

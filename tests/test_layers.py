@@ -1,17 +1,18 @@
 """Who may import whom: nothing points up, and each library has one home."""
 
 import ast
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
-    {"config", "batch"},
+    {"config", "config_terms", "config_parse", "batch"},
     {"models", "losses", "metrics", "data"},
     {"teacher", "objective", "evaluate", "checkpoint", "tracking", "export", "report"},
     {"launch", "train"},
     {"pipeline"},
 ]
-HOMES = {"segmentation_models_pytorch": {"models"}, "albumentations": {"data"}, "jsonargparse": {"config"}}
+HOMES = {"segmentation_models_pytorch": {"models"}, "albumentations": {"data"}, "jsonargparse": {"config_parse"}}
 ACCELERATE = {"launch", "tracking", "train", "pipeline"}
 
 
@@ -47,7 +48,8 @@ def test_nothing_imports_what_stands_above_it():
 def test_losses_need_only_torch():
     own = {n for n in modules()["losses"] if n.startswith("distill.")}
     assert all(n.startswith(("distill.losses", "distill.batch")) for n in own), own
-    assert not any(n.split(".")[0] in ("timm", "accelerate", "segmentation_models_pytorch") for n in modules()["losses"])
+    libraries = {n.split(".")[0] for n in modules()["losses"]} - {"distill", "torch"}
+    assert libraries <= set(sys.stdlib_module_names), libraries
 
 
 def test_libraries_have_one_home():
@@ -59,13 +61,20 @@ def test_libraries_have_one_home():
 
 
 def test_nothing_can_run_code_from_a_file():
-    forbidden = ("eval(", "exec(", "pickle", "yaml.load(text)", "unsafe_load", "os.system", "shell=True", "trust_remote")
+    names = {
+        "eval",
+        "exec",
+        "os.system",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "importlib.import_module",
+        "pickle.load",
+    }
     for path in [*(ROOT / "distill").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         tree = ast.parse(path.read_text())
         calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         for call in calls:
             name = call.split("(")[0]
-            assert name not in ("eval", "exec", "os.system", "yaml.unsafe_load", "importlib.import_module"), call
-            if name == "torch.load":
-                assert "weights_only=True" in call, call
-        assert not any(word in path.read_text() for word in forbidden[2:3] + forbidden[4:]), path
+            assert name not in names, call
+            assert "shell=True" not in call, call
+            assert name != "torch.load" or "weights_only=True" in call, call

@@ -176,7 +176,7 @@ def test_mgd_guesses_the_teacher_from_a_map_with_holes():
     torch.manual_seed(3)
     value = term(student, teacher, Target.of(mask))
     torch.manual_seed(3)
-    kept = (torch.rand(2, 1, 5, 7, dtype=torch.float64) >= 0.5).double()
+    kept = (torch.rand(2, 1, 5, 7) >= 0.5).double()
     assert 10 < kept.sum() < 60
     first, _, last = adapter.generate
     aligned = torch.einsum("oc,nchw->nohw", adapter.align.weight[:, :, 0, 0], student.features["decoder"])

@@ -51,7 +51,9 @@ def made_up(count: int) -> Dataset:
     def read(i: int):
         generator = np.random.default_rng(i)
         size = (4, 6) if i % 3 else (5, 3)
-        return generator.integers(0, 5, (*size, 3), dtype=np.uint8), generator.choice([0, 1, 2, 3, 4, VOID], size).astype("u1")
+        return generator.integers(0, 5, (*size, 3), dtype=np.uint8), generator.choice(
+            [0, 1, 2, 3, 4, VOID], size
+        ).astype("u1")
 
     return Dataset([str(i) for i in range(count)], read, [()] * count, lambda i: None)
 
@@ -83,7 +85,7 @@ def test_a_network_that_gives_nan_is_named():
             outputs.logits[0, 0, 0, 0] = float("nan")
             return outputs
 
-    with pytest.raises(FloatingPointError, match="student.*not finite on 0"):
+    with pytest.raises(FloatingPointError, match=r"student.*not finite on 0"):
         evaluate({"student": Broken(5)}, made_up(2), 1, "cpu")
 
 

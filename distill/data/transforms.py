@@ -56,9 +56,9 @@ def _named(item: dict[str, dict[str, Any]]) -> A.BasicTransform:
     if len(item) != 1:
         raise ConfigError(f"data.augmentations: {item} must be one {{Name: {{argument: value}}}}")
     ((name, arguments),) = item.items()
-    cls = getattr(A, name, None)
-    allowed = isinstance(cls, type) and issubclass(cls, (A.ImageOnlyTransform, A.DualTransform)) and cls is not A.Lambda
-    if not allowed:
+    cls: Any = getattr(A, name, None)
+    transforms = (A.ImageOnlyTransform, A.DualTransform)
+    if not (isinstance(cls, type) and issubclass(cls, transforms) and cls is not A.Lambda):
         raise ConfigError(f"data.augmentations: {name!r} is not an albumentations transform of images and masks")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     if "fill_mask" in cls.InitSchema.model_fields:

@@ -86,6 +86,11 @@ class PixelTerm(Term):
         """The step's number of pixels, which the sum is divided by."""
         return target.labelled_count if self.needs_labels else target.valid_count
 
+    @property
+    def by_strips(self) -> bool:
+        """Whether `per_pixel` at the images' size is all there is to it, so that it may be computed by strips."""
+        return True
+
     def scale(self, shape: torch.Size) -> float:
         """A factor on the mean; `shape` is that of the logits `[N, C, H, W]` that are compared."""
         return 1.0

@@ -153,5 +153,5 @@ class CIRKD(MapTerm):
             if self.region_memory:
                 self.regions.push(means[n], present[n])
             for _ in range(self.pixels_per_image if self.pixel_memory else 0):
-                chosen = (torch.rand_like(counts[n]) * counts[n]).argmax(1)
+                chosen = (torch.rand(counts[n].shape, device=counts.device) * counts[n]).argmax(1)
                 self.pixels.push(features[n, :, chosen].T, present[n])

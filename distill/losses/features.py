@@ -99,7 +99,7 @@ class Generator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The teacher's features as guessed from the student's `[N, C, h, w]` with holes."""
-        kept = torch.rand_like(features[:, :1]) >= self.mask_ratio
+        kept = torch.rand(features[:, :1].shape, device=features.device) >= self.mask_ratio
         return self.generate(self.align(features) * kept)
 
 

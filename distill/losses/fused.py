@@ -24,9 +24,11 @@ from distill.batch import Outputs, Target
 from distill.losses.base import PixelTerm
 from distill.losses.grid import at_least_float32, cell_position, interpolation, pixel_centres
 
-# Logits a strip: what a core's cache holds; on a GPU, what makes the cost of launching kernels vanish.
+# Logits a strip: what a core's cache holds; on a GPU, what makes the cost of launching kernels vanish. At most one in
+# 64 of all, since a strip's working memory is some ten times its logits.
 STRIP_LOGITS_CPU = 2**18
 STRIP_LOGITS_GPU = 2**24
+STRIPS = 64
 
 
 @dataclass
@@ -58,8 +60,8 @@ class Upsampling:
             outputs: their logits' shape and where they lie in the images.
             dtype: of the results.
         """
-        (self.height, self.width), device = outputs.logits.shape[-2:], outputs.logits.device
-        self.plain = (self.height, self.width) == tuple(outputs.padded_size)
+        (self.height, width), device = outputs.logits.shape[-2:], outputs.logits.device
+        self.plain = (self.height, width) == tuple(outputs.padded_size)
         rows, columns = (
             cell_position(pixel_centres(size, torch.device("cpu")), cells, length, outputs.align_corners)
             for size, cells, length in zip(outputs.size, outputs.logits.shape[-2:], outputs.padded_size, strict=True)
@@ -67,13 +69,13 @@ class Upsampling:
         self.first = rows.floor().long().tolist()
         self.last = rows.ceil().long().tolist()
         self.rows = interpolation(rows, self.height).to(device, dtype)
-        self.columns = interpolation(columns, self.width).to(device, dtype)
+        self.columns = interpolation(columns, width).to(device, dtype)
         self.image_width = outputs.size[1]
 
     def widen(self, image: Tensor) -> Tensor:
         """`[C, h, w]` with its columns upsampled: `[h, C, W]`."""
         image = image.transpose(0, 1)
-        return image[..., : self.image_width] if self.plain else image @ self.columns.T
+        return image[..., : self.image_width] if self.plain else image.contiguous() @ self.columns.T
 
     def strip(self, wide: Tensor, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the upsampled image: `[rows, C, W]`."""
@@ -90,11 +92,16 @@ class Upsampling:
             first, last = self.first[start], self.last[stop - 1] + 1
             wide[first:last].flatten(1).addmm_(self.rows[start:stop, first:last].T, gradient.flatten(1))
 
-    def narrow(self, wide: Tensor) -> Tensor:
-        """The transpose of `widen`."""
+    def begin(self, gradient: Tensor) -> Tensor:
+        """Where strips' gradients are gathered, `[h, C, W]`, zeros, given where the image's gradient shall go."""
         if self.plain:
-            return torch.nn.functional.pad(wide, (0, self.width - self.image_width)).transpose(0, 1)
-        return (wide @ self.columns).transpose(0, 1)
+            return gradient.zero_().transpose(0, 1)[..., : self.image_width]
+        return self.columns.new_zeros(self.height, len(gradient), self.image_width)
+
+    def end(self, wide: Tensor, gradient: Tensor) -> None:
+        """Finishes an image: the transpose of `widen`."""
+        if not self.plain:
+            gradient.copy_((wide @ self.columns).transpose(0, 1))
 
 
 def fused(
@@ -124,12 +131,15 @@ def fused(
         The sum, the values and the norms.
 
     Raises:
-        ValueError: a term needs a teacher and there is none.
+        ValueError: a term needs a teacher and there is none, or cannot be computed by strips.
     """
+    if not all(term.by_strips for term in terms):
+        raise ValueError("KD(stride='native') does not work at the images' size: call it by itself")
     if teacher is None and any(term.needs_teacher for term in terms):
         raise ValueError("a term compares with a teacher: pass its outputs")
     if strip_logits is None:
         strip_logits = STRIP_LOGITS_CPU if student.logits.device.type == "cpu" else STRIP_LOGITS_GPU
+        strip_logits = min(strip_logits, target.mask.numel() * student.logits.shape[1] // STRIPS)
     plan = (terms, weights, student, teacher, target, norms, compiled, strip_logits)
     total, values, sizes = _Fused.apply(student.logits, plan)
     return Fused(total, list(values.unbind()), list(sizes.unbind()) if norms else None)
@@ -143,14 +153,17 @@ class _Fused(torch.autograd.Function):
         with torch.autocast(logits.device.type, enabled=False), _full_precision():
             total, values, norms, gradient = _by_strips(*plan)
         ctx.mark_non_differentiable(values, norms)
-        ctx.save_for_backward(gradient)
+        ctx.gradient = gradient
         return total, values, norms
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_total.to(gradient.dtype), None
+        # In place, since at stride 1 the gradient is as large as the logits; so it is there once.
+        if ctx.gradient is None:
+            raise RuntimeError("the total of fused() can be differentiated once; compute it again")
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(grad_total.to(gradient.dtype)), None
 
 
 def _by_strips(
@@ -179,7 +192,7 @@ def _by_strips(
     for n in range(len(target.mask)):
         wide = up.widen(student.logits[n].to(logits))
         other = up_teacher.widen(teacher.logits[n].detach().to(logits)) if teacher and up_teacher else None
-        wide_gradients = [torch.zeros_like(wide, memory_format=torch.contiguous_format) for _ in gradients]
+        wide_gradients = [up.begin(gradient[n]) for gradient in gradients]
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             strip = up.strip(wide, start, stop).detach().requires_grad_()
@@ -192,7 +205,7 @@ def _by_strips(
                 (gradient,) = torch.autograd.grad(part, strip, retain_graph=i + 1 < len(parts))
                 up.add_strip(wide_gradient, gradient, start, stop)
         for gradient, wide_gradient in zip(gradients, wide_gradients, strict=True):
-            gradient[n] = up.narrow(wide_gradient)
+            up.end(wide_gradient, gradient[n])
     sizes = torch.stack([g.norm() for g in gradients]) if norms else totals.new_zeros(len(terms))
     total_gradient = sum(w * g for w, g in zip(weights, gradients, strict=True)) if norms else gradients[0]
     return (totals * weight).sum(), totals, sizes, torch.as_tensor(total_gradient)

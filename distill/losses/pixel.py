@@ -71,7 +71,7 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence, beta: float =
         ValueError: an unknown kind.
     """
     if kind == "forward_kl":
-        return (teacher.exp() * (teacher - student)).sum(1)
+        return -(teacher.exp() * (student - teacher)).sum(1)
     if kind == "reverse_kl":
         return (student.exp() * (student - teacher)).sum(1)
     if kind == "jeffreys":
@@ -176,6 +176,11 @@ class KD(PixelTerm):
         if self.confidence != "none":
             values = values * weight
         return values * self.temperature**2
+
+    @property
+    def by_strips(self) -> bool:
+        """At the images' size only."""
+        return self.stride == "full"
 
     def scale(self, shape: torch.Size) -> float:
         """What the reduction asked for is, times the mean over the pixels."""

@@ -1,0 +1,145 @@
+"""Settings from a YAML file and from dotted flags over it; a typo or wrong type ends with one line that names it.
+
+    python scripts/distill.py --config configs/camvid_cpu.yaml --kd.temperature 2 --data.root /data/camvid
+
+Left out on purpose: config inheritance, interpolation, names of Python objects in YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from distill.config import Config, ConfigError, flatten
+from distill.config_terms import TermsConfig
+
+MAX_CONFIG_BYTES = 1_000_000
+# What the names of settings end in that must be above 0, or at least 0.
+POSITIVE = (
+    *("eval_steps", "checkpointing_steps", "logging_steps", "max_train_steps", "accumulation_steps"),
+    *("_size", "learning_rate", "temperature", "max_pixels", "_limit", "timeout_seconds", "_samples", "_train", "_val"),
+)
+NOT_NEGATIVE = (
+    *("weight", "weight_decay", "warmup_steps", "max_grad_norm", "ema_decay", "num_workers", "num_sample_images"),
+    *("seed", "power", "ignore_index"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with `5e-4` a number and `no` a word, and without aliases and duplicate keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1
+            raise ValueError(f"line {line}: YAML aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: the key '{key.value}' stands twice; keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_PLAIN = {
+    "tag:yaml.org,2002:float": r"[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)",
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9]\d*)",
+    "tag:yaml.org,2002:bool": r"true|True|false|False",
+    "tag:yaml.org,2002:null": r"null|~|",
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern in _PLAIN.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), None)
+
+
+def _load_yaml(text: str) -> Any:
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"{len(text)} bytes; a config has at most {MAX_CONFIG_BYTES}")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """Settings from the command line; on bad ones, prints one line and exits with code 2."""
+    jsonargparse.set_loader("yaml", _load_yaml, exceptions=(ValueError,))
+    parser = jsonargparse.ArgumentParser(
+        prog="distill.py",
+        description="Train a teacher (or load one), distil a student, export it to ONNX and report on all of it.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
+    parser.add_class_arguments(Config)
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        settings = parser.parse_args(args)
+        settings.pop("config")
+        config: Config = _instantiate(Config, settings)
+        check(config)
+    except (jsonargparse.ArgumentError, ConfigError) as error:
+        files = [v for k, v in itertools.pairwise(args) if k in ("-c", "--config")]
+        where = f" (in {', '.join(files)} or the flags)" if files else ""
+        print(f"distill: error: {_one_line(str(error))}{where}", file=sys.stderr)
+        sys.exit(2)
+    return config
+
+
+def _instantiate(cls: type, settings: Any) -> Any:
+    values = {}
+    for f in fields(cls):
+        value = getattr(settings, f.name)
+        section = f.default_factory if isinstance(f.default_factory, type) and is_dataclass(f.default_factory) else None
+        values[f.name] = _instantiate(section, value) if section else value
+    return cls(**values)
+
+
+def _one_line(message: str) -> str:
+    """The parser's message on one line, with the nearest known setting if a name was wrong."""
+    line = " ".join(message.split())
+    wrong = re.search(r"(?:unrecognized arguments: --|not accept option '|Option ')([\w.]+)", line)
+    if not wrong:
+        return line
+    section = re.search(r"Group '([\w.]+)'", line)
+    name = f"{section[1]}.{wrong[1]}" if section else wrong[1]
+    near = difflib.get_close_matches(name, list(flatten(Config())), 1)
+    return line + (f" (did you mean '{near[0]}'?)" if near else " (--help lists every setting)")
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for values that no run can have; what only one term knows, that term checks."""
+    flat = flatten(config)
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}: {value} is not finite")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and key.endswith(POSITIVE) and number <= 0:
+                raise ConfigError(f"{key}: {value} must be above 0")
+            if isinstance(number, (int, float)) and key.endswith(NOT_NEGATIVE) and number < 0:
+                raise ConfigError(f"{key}: {value} must not be negative")
+    for key in ("data.image_size", "data.crop_size", "data.synthetic_size"):
+        if flat[key] is not None and len(flat[key]) != 2:
+            raise ConfigError(f"{key}: {flat[key]} must be [height, width]")
+    for key in ("teacher.mean", "teacher.std", "student.mean", "student.std"):
+        if len(flat[key]) != 3:
+            raise ConfigError(f"{key}: {flat[key]} must hold three numbers, for R, G and B")
+    if config.optimizer.ema_decay >= 1:
+        raise ConfigError(f"optimizer.ema_decay: {config.optimizer.ema_decay} must be below 1")
+    if not any(flat[f"{f.name}.weight"] for f in fields(TermsConfig)):
+        raise ConfigError("cross_entropy.weight, kd.weight, …: all are 0, nothing would be learnt; set one above 0")
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        raise ConfigError(f"name: {config.name!r} becomes a folder; use letters, digits, '_', '-' and '.'")

@@ -1,0 +1,156 @@
+"""Measures what the README claims.
+
+    python scripts/benchmark.py loss            # KL + cross-entropy: plain PyTorch, by strips, by strips compiled
+
+The contenders of a comparison take turns, so that a busy machine slows all of them; medians are printed, and ratios.
+Memory is what the allocator held at most during a forward and backward pass, beyond the networks' outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, is talkative
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.losses.fused import fused
+from distill.losses.pixel import KD
+from distill.losses.supervised import CrossEntropy
+
+SHAPES = ((8, 150, 256, 256), (4, 11, 360, 480), (8, 19, 512, 512))
+
+
+def plain(student: Outputs, teacher: Outputs, mask: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy + T² · KL as it is usually written."""
+    s, t = student.upsampled(), teacher.upsampled()
+    ce = F.cross_entropy(s, torch.where(mask < UNLABELLED, mask.long(), -100), ignore_index=-100)
+    kl = F.kl_div(F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1), reduction="none").sum(1)
+    valid = mask != VOID
+    return ce + (kl * valid).sum() / valid.sum() * temperature**2
+
+
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """The most that was allocated at once during a step, beyond what was there before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step()
+    now = peak = 0
+    for event in trace.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def seconds(step: Callable[[], object], device: torch.device, cpu_time: bool) -> float:
+    """Time of one step; with `cpu_time` that of this process alone, whatever else the machine does."""
+    clock = time.process_time if cpu_time else time.perf_counter
+    start = clock()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def compare(shape: tuple[int, int, int, int], stride: int, args: argparse.Namespace) -> None:
+    """Prints a line a contender for logits of one shape and stride."""
+    n, classes, height, width = shape
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    logits, theirs = (3 * torch.randn(n, classes, height // stride, width // stride, device=device) for _ in range(2))
+    mask = torch.randint(0, classes, (n, height, width), device=device).byte()
+    mask[:, : height // 10] = VOID
+    target, terms = Target.of(mask), (CrossEntropy(), KD(temperature=args.temperature))
+
+    def gradient(loss: Callable[[Outputs, Outputs], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        x = logits.detach().to(dtype, copy=True).requires_grad_()
+        size = (height, width)
+        total = loss(Outputs(x, size, size), Outputs(theirs.to(dtype), size, size))
+        total.backward()
+        assert x.grad is not None
+        return x.grad
+
+    def usual(student: Outputs, teacher: Outputs) -> torch.Tensor:
+        return plain(student, teacher, mask, args.temperature)
+
+    def by_strips(student: Outputs, teacher: Outputs, compiled: bool = False) -> torch.Tensor:
+        return fused(terms, (1.0, 1.0), student, teacher, target, compiled=compiled).total
+
+    contenders: dict[str, Callable[[Outputs, Outputs], torch.Tensor]] = {"plain": usual, "by strips": by_strips}
+    if args.compile:
+        contenders["by strips, compiled"] = lambda s, t: by_strips(s, t, compiled=True)
+        contenders["plain, compiled"] = torch.compile(usual)
+    steps = {name: lambda loss=loss: gradient(loss, torch.float32) for name, loss in contenders.items()}
+    exact = gradient(by_strips, torch.float64)  # by strips, since plain float64 would take ten gigabytes
+
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(args.repeat):
+        for name, step in steps.items():
+            times[name].append(seconds(step, device, args.cpu_time))
+    print(f"{n}×{classes}×{height}×{width}, logits at stride {stride}")
+    full = n * classes * height * width
+    median = {name: statistics.median(values) for name, values in times.items()}
+    for name, step in steps.items():
+        line = f"  {name:20} {1e3 * median[name]:8.1f} ms  {median['plain'] / median[name]:5.2f} x"
+        line += f"  {peak_bytes(step, device) / full:6.2f} bytes a logit"
+        line += f"  gradient error {float((step().double() - exact).norm() / exact.norm()):.1e}"
+        print(line, flush=True)
+
+
+def loss(args: argparse.Namespace) -> None:
+    """KL + cross-entropy."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    clock = "CPU time" if args.cpu_time else "wall time"
+    print(
+        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {clock}, T = {args.temperature}"
+    )
+    for stride in args.stride:
+        for shape in args.shape:
+            compare(shape, stride, args)
+
+
+def parse_shape(text: str) -> tuple[int, int, int, int]:
+    """`8x150x256x256`: images, classes, height, width."""
+    images, classes, height, width = map(int, text.split("x"))
+    return images, classes, height, width
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description="Measure what the README claims.")
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("loss", help="KL + cross-entropy: plain PyTorch against strips")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--stride", type=int, nargs="+", default=[4, 1], help="strides of the logits")
+    command.add_argument("--temperature", type=float, default=1.0)
+    command.add_argument("--repeat", type=int, default=5)
+    command.add_argument("--compile", action="store_true", help="also what torch.compile makes of both")
+    command.add_argument("--shape", type=parse_shape, nargs="+", default=SHAPES, help="such as 8x150x256x256")
+    command.add_argument("--threads", type=int, help="of this process; torch's choice if not given")
+    command.add_argument("--cpu-time", action="store_true", help="for a busy machine; with --threads 1")
+    command.set_defaults(run=loss)
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

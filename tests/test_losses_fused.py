@@ -1,0 +1,226 @@
+"""Strip by strip: the same numbers as the terms themselves, in a fraction of the memory."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from losses_reference import relative
+from torch.profiler import ProfilerActivity, profile
+
+from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.losses.fused import fused
+from distill.losses.pixel import DKD, KD
+from distill.losses.supervised import CrossEntropy, Focal
+
+WEIGHTS = [0.5, 2.0, 1.0, 3.0, 1.5]
+
+
+def networks(seed=0, *, images=2, stride=4, teacher_stride=8, size=(19, 30), align_corners=True, dtype=torch.float64):
+    """Two networks' outputs at their strides, padded to a multiple of 8, and a mask."""
+    random = torch.Generator().manual_seed(seed)
+    padded = (-(-size[0] // 8) * 8, -(-size[1] // 8) * 8)
+    outputs = []
+    for s in (stride, teacher_stride):
+        logits = 3 * torch.randn(images, 5, padded[0] // s, padded[1] // s, generator=random, dtype=torch.float64)
+        outputs.append(Outputs(logits.to(dtype), size, padded, align_corners))
+    mask = torch.randint(0, 5, (images, *size), generator=random).byte()
+    mask[0, :4] = VOID
+    mask[-1, :, 5:9] = UNLABELLED
+    return outputs[0].logits.requires_grad_(), *outputs, mask
+
+
+def plain(ce_weight, kd_weight, student, teacher, mask, temperature=1.0):
+    """The usual way: both networks' logits upsampled, then cross-entropy and KL, each a mean over its pixels."""
+    s, t = (
+        F.interpolate(o.logits, o.padded_size, mode="bilinear", align_corners=o.align_corners)[
+            ..., : o.size[0], : o.size[1]
+        ]
+        for o in (student, teacher)
+    )
+    labels = torch.where(mask < UNLABELLED, mask.long(), -100)
+    ce = F.cross_entropy(s, labels, ignore_index=-100)
+    kl = F.kl_div(F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1), reduction="none").sum(1)
+    kd = kl[mask != VOID].mean() * temperature**2
+    return ce_weight * ce + kd_weight * kd, ce, kd
+
+
+@pytest.mark.parametrize("stride, teacher_stride", [(4, 4), (4, 8), (8, 2), (1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("strip_logits", [1, 700, 10**9])
+def test_fused_is_the_usual_computation(stride, teacher_stride, align_corners, strip_logits):
+    x, student, teacher, mask = networks(stride=stride, teacher_stride=teacher_stride, align_corners=align_corners)
+    expected, ce, kd = plain(0.7, 3.0, student, teacher, mask, 2.0)
+    (slope,) = torch.autograd.grad(expected, x)
+    result = fused(
+        [CrossEntropy(), KD(temperature=2.0)],
+        [0.7, 3.0],
+        student,
+        teacher,
+        Target.of(mask),
+        strip_logits=strip_logits,
+        norms=True,
+    )
+    (ours,) = torch.autograd.grad(result.total, x)
+    assert float(result.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert [float(v) for v in result.values] == pytest.approx([float(ce.detach()), float(kd.detach())], rel=1e-12)
+    assert relative(ours, slope) < 1e-12
+    for norm, weights in zip(result.norms, ((1.0, 0.0), (0.0, 1.0)), strict=True):
+        (alone,) = torch.autograd.grad(plain(*weights, student, teacher, mask, 2.0)[0], x)
+        assert float(norm) == pytest.approx(float(alone.norm()), rel=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    stride=st.sampled_from([1, 2, 4, 8]),
+    size=st.tuples(st.integers(1, 17), st.integers(1, 17)),
+    strip=st.integers(1, 3000),
+    align_corners=st.booleans(),
+)
+def test_fused_is_what_the_terms_say(seed, stride, size, strip, align_corners):
+    x, student, teacher, mask = networks(seed, stride=stride, teacher_stride=4, size=size, align_corners=align_corners)
+    terms = [
+        CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1),
+        Focal(),
+        KD(divergence="jensen_shannon", temperature=3.0, confidence="entropy", reduction="mmrazor"),
+        KD(standardize=True, confidence="max_probability", confidence_threshold=0.6, reduction="zh320"),
+        DKD(beta=2.0),
+    ]
+    weights = [1.0, 0.5, 2.0, 0.1, 0.3]
+    target = Target.of(mask)
+    values = [term(student, teacher, target) for term in terms]
+    expected = sum(w * v for w, v in zip(weights, values, strict=True))
+    (slope,) = torch.autograd.grad(expected, x)
+    result = fused(terms, weights, student, teacher, target, strip_logits=strip)
+    (ours,) = torch.autograd.grad(result.total, x)
+    assert [float(v) for v in result.values] == pytest.approx([float(v.detach()) for v in values], rel=1e-9, abs=1e-12)
+    assert (ours - slope).norm() <= 1e-9 * slope.norm() + 1e-12
+
+
+def test_float32_gradients_are_within_a_millionth_of_float64():
+    for stride in (1, 4):
+        x, student, teacher, mask = networks(1, stride=stride, teacher_stride=stride, size=(64, 96))
+        (slope,) = torch.autograd.grad(plain(1.0, 1.0, student, teacher, mask, 1.0)[0], x)
+        y, student, teacher, mask = networks(
+            1, stride=stride, teacher_stride=stride, size=(64, 96), dtype=torch.float32
+        )
+        result = fused([CrossEntropy(), KD()], [1.0, 1.0], student, teacher, Target.of(mask))
+        assert relative(torch.autograd.grad(result.total, y)[0].double(), slope) < 1e-6
+
+
+def test_matrix_products_are_not_rounded():
+    """Also where the caller lets them, as for networks; on a CPU without bfloat16 units this setting does nothing."""
+    x, student, teacher, mask = networks(2, size=(64, 96), dtype=torch.float32)
+    slopes = []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            total = fused([CrossEntropy(), KD()], [1.0, 1.0], student, teacher, Target.of(mask)).total
+            slopes.append(torch.autograd.grad(total, x)[0])
+            assert torch.get_float32_matmul_precision() == precision
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert torch.equal(*slopes)
+
+
+def test_half_precision_and_autocast():
+    x, student, teacher, mask = networks(3, dtype=torch.bfloat16)
+    terms, weights = [CrossEntropy(), KD(temperature=20.0)], [1.0, 1.0]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = fused(terms, weights, student, teacher, Target.of(mask))
+    exact = [Outputs(o.logits.detach().double(), o.size, o.padded_size) for o in (student, teacher)]
+    exact[0].logits.requires_grad_()
+    expected = fused(terms, weights, *exact, Target.of(mask))
+    assert result.total.dtype == torch.float32
+    assert float(result.values[1]) == pytest.approx(float(expected.values[1]), rel=1e-4)
+    (slope,) = torch.autograd.grad(result.total, x)
+    assert slope.dtype == torch.bfloat16
+    assert relative(slope.double(), torch.autograd.grad(expected.total, exact[0].logits)[0]) < 0.01
+
+
+def test_channels_last_and_a_scaled_loss():
+    x, student, teacher, mask = networks(4)
+    terms, weights, target = [CrossEntropy(), KD()], [1.0, 1.0], Target.of(mask)
+    (slope,) = torch.autograd.grad(fused(terms, weights, student, teacher, target).total, x)
+    y = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    last = Outputs(y, student.size, student.padded_size)
+    (scaled,) = torch.autograd.grad(1024 * fused(terms, weights, last, teacher, target).total, y)
+    assert torch.allclose(scaled / 1024, slope, rtol=1e-10, atol=1e-15)
+    total = fused(terms, weights, student, teacher, target).total
+    torch.autograd.grad(total, x, retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(total, x)
+
+
+def test_nothing_to_learn_and_no_teacher():
+    x, student, teacher, mask = networks(5)
+    mask[:] = VOID
+    result = fused([CrossEntropy(), KD()], [1.0, 1.0], student, teacher, Target.of(mask))
+    assert result.total == 0 and (torch.autograd.grad(result.total, x)[0] == 0).all()
+    mask[:] = 1
+    alone = fused([CrossEntropy()], [1.0], student, None, Target.of(mask))
+    assert float(alone.total.detach()) == pytest.approx(float(CrossEntropy()(student, None, Target.of(mask)).detach()))
+    with pytest.raises(ValueError, match="pass its outputs"):
+        fused([KD()], [1.0], student, None, Target.of(mask))
+    with pytest.raises(ValueError, match=r"KD\(stride='native'\)"):
+        fused([KD(stride="native")], [1.0], student, teacher, Target.of(mask))
+
+
+def test_steps_may_be_split():
+    x, student, teacher, mask = networks(6, images=4)
+    step = Target.of(mask)
+    terms, weights = [CrossEntropy(), KD()], [1.0, 2.0]
+    (whole,) = torch.autograd.grad(fused(terms, weights, student, teacher, step).total, x)
+    parts = []
+    for n in range(4):
+        s, t = (Outputs(o.logits[n : n + 1], o.size, o.padded_size) for o in (student, teacher))
+        target = Target(mask[n : n + 1], step.labelled_count, step.valid_count, 4)
+        parts.append(torch.autograd.grad(fused(terms, weights, s, t, target).total, x)[0])
+    assert relative(sum(parts), whole) < 1e-12
+
+
+def test_the_benchmark_runs(capsys):
+    path = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+    runpy.run_path(str(path))["main"](["loss", "--device", "cpu", "--shape", "2x3x16x24", "--repeat", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["torch", *2 * ["2×3×16×24,", "plain", "by"]]
+    assert all(float(line.split("gradient error")[1]) < 1e-5 for line in lines if "error" in line)
+
+
+def peak_bytes(function) -> int:
+    """The most that was allocated at once while a function ran, beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        function()
+    now = peak = 0
+    for event in trace.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize("stride, limit", [(4, 2.5), (1, 5.0)])
+def test_full_resolution_logits_are_never_held(stride, limit):
+    size = (128, 192)
+    x, student, teacher, mask = networks(
+        7, images=8, stride=stride, teacher_stride=stride, size=size, dtype=torch.float32
+    )
+    target = Target.of(mask)
+    logits = 8 * 5 * 128 * 192
+
+    def ours():
+        fused([CrossEntropy(), KD()], [1.0, 1.0], student, teacher, target, strip_logits=2**13).total.backward()
+        x.grad = None
+
+    def usual():
+        plain(1.0, 1.0, student, teacher, mask)[0].backward()
+        x.grad = None
+
+    assert peak_bytes(ours) / logits < limit
+    assert peak_bytes(usual) / logits > 4 * limit

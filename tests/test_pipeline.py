@@ -1,0 +1,185 @@
+"""The script as a person runs it, at a tiny size."""
+
+import json
+import re
+import shutil
+
+import pytest
+import segmentation_models_pytorch as smp
+from conftest import start_script, tiny_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distill import teacher
+from distill.config import ConfigError
+from distill.config_parse import parse
+from distill.pipeline import distil, main
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, made by the script from a folder that is not the repository's."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    run = start_script(folder)
+    assert run.returncode == 0, run.stderr
+    return folder, run.stdout + run.stderr
+
+
+def test_the_output_folder_holds_what_was_promised(finished):
+    folder, printed = finished
+    for name in ("config.yaml", "report.md", "results.json", "student/model.onnx", "student/README.md"):
+        assert (folder / name).is_file(), name
+    for stage in ("teacher", "baseline", "student"):
+        assert smp.from_pretrained(str(folder / stage)) is not None
+        assert (folder / stage / "albumentations_config_eval.json").is_file()
+        assert list((folder / "tensorboard" / stage).glob("events*"))
+    assert not (folder / "training").exists()
+    assert "| student" in printed
+    assert len(list((folder / "samples").iterdir())) == 3
+
+
+def test_results_have_their_keys(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    for stage in ("teacher", "baseline", "student"):
+        assert {"mean_iou", "iou", "pixel_accuracy", "params", "flops"} <= results[stage].keys()
+        assert 0 <= results[stage]["mean_iou"] <= 1
+        assert list(results[stage]["iou"]) == results["classes"]
+    assert {"agreement", "gap_closed"} <= results["student"].keys()
+    assert {"max_abs_diff", "argmax_agreement", "mean_iou", "shapes"} <= results["onnx"].keys()
+    assert results["onnx"]["mean_iou"] == pytest.approx(results["student"]["mean_iou"], abs=1e-4)
+    assert results["teacher"]["params"] > 4 * results["student"]["params"]
+
+
+def test_tensorboard_overlays_the_same_tags(finished):
+    folder = finished[0] / "tensorboard"
+    tags = {}
+    for stage in ("teacher", "baseline", "student"):
+        events = EventAccumulator(str(folder / stage), size_guidance={"images": 0})
+        events.Reload()
+        tags[stage] = set(events.Tags()["scalars"])
+        assert [e.step for e in events.Scalars("val/mIoU")] == [3, 6]
+        assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert {t for t in tags["teacher"] if t.startswith("val")} == {t for t in tags["student"] if t.startswith("val")}
+    assert {"compare/gap_mIoU", "compare/agreement", "train/kd", "train/pull/kd"} <= tags["student"]
+    assert not any("kd" in tag for tag in tags["baseline"])
+    assert any(tag.startswith("samples/") for tag in events.Tags()["images"])
+
+
+def test_the_resolved_settings_run_again_and_skip_what_is_there(finished):
+    folder, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("model.*")}
+    results = (folder / "results.json").read_text()
+    config = parse(["--config", str(folder / "config.yaml")])
+    distil(config)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("model.*")} == before
+    assert (folder / "results.json").read_text() == results
+
+
+def test_other_settings_are_refused_and_nothing_is_overwritten(finished, capsys):
+    folder, _ = finished
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert main(tiny_config(folder, student__learning_rate=0.5)) == 1
+    message = capsys.readouterr().err.strip()
+    assert re.search(r"student\.learning_rate 0\.002 there, 0\.5 here", message)
+    assert len(message.splitlines()) == 1
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_weights_that_were_changed_are_refused(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    path = folder / "teacher" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ConfigError, match=r"teacher/model\.safetensors: is not the file that was written"):
+        distil(tiny_config(folder))
+
+
+def test_a_teacher_from_another_run_is_used_and_scored(finished, tmp_path):
+    folder = tmp_path / "second"
+    config = tiny_config(
+        folder, teacher__checkpoint=str(finished[0]), baseline__enabled="false", export__enabled="false"
+    )
+    results = distil(config)
+    first = json.loads((finished[0] / "results.json").read_text())
+    assert results["teacher"] == first["teacher"]
+    assert results["student"]["gap_closed"] is None
+    assert "baseline" not in results
+    events = EventAccumulator(str(folder / "tensorboard" / "teacher"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("val/mIoU")] == [0, 3, 6]
+
+
+def test_a_teacher_with_other_classes_is_refused(finished, camvid, tmp_path, capsys):
+    config = tiny_config(
+        tmp_path / "run", teacher__checkpoint=str(finished[0]), data__format="camvid", data__root=str(camvid)
+    )
+    assert main(config) == 1
+    assert "was trained for the classes" in capsys.readouterr().err
+
+
+def test_a_teacher_near_chance_is_refused(finished, tmp_path, capsys, monkeypatch):
+
+    monkeypatch.setattr(teacher, "NEAR_CHANCE", 100)
+    assert main(tiny_config(tmp_path / "run", teacher__checkpoint=str(finished[0]))) == 1
+    message = capsys.readouterr().err
+    assert "near chance" in message
+    assert "class order" in message
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").write_text("cat")
+    assert main(tiny_config(folder)) == 1
+    assert "holds something else than a run" in capsys.readouterr().err
+    assert [p.name for p in folder.iterdir()] == ["cat.jpg"]
+
+
+def test_two_runs_in_one_folder_the_second_is_refused(tmp_path, capsys):
+    from distill.launch import lock
+
+    folder = tmp_path / "run"
+    held = lock(folder)
+    (folder / "config.yaml").write_text("")
+    assert main(tiny_config(folder)) == 1
+    assert "another run is at work" in capsys.readouterr().err
+    held.close()
+    lock(folder).close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"data__format": "camvid", "data__root": "/nowhere"}, "data.root: /nowhere is not a folder"),
+        ({"student__arch": "fpnn"}, "arch: 'fpnn' is not one of"),
+        ({"kd__divergence": "jensen_shannon", "kd__beta": 2}, "kd: beta=2.0"),
+        ({"hint__weight": 1, "hint__layers": ["encoder.7"]}, "no layer 'encoder.7'"),
+        ({"data__augmentations": [{"Nonsense": {}}]}, "Nonsense"),
+        ({"mixed_precision": "fp16"}, "fp16"),
+        ({"num_processes": 2}, "2 processes were asked for, 1 runs; use: ACCELERATE_USE_CPU=true accelerate launch"),
+    ],
+)
+def test_bad_settings_stop_before_anything_is_trained(tmp_path, capsys, settings, words):
+    assert main(tiny_config(tmp_path / "run", **settings)) == 1
+    message = capsys.readouterr().err.strip()
+    assert words in message
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_two_processes_are_two(tmp_path):
+    folder = tmp_path / "two"
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617")
+    run = start_script(folder, launcher=launcher, per_device_train_batch_size=1, export__enabled="false")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("2 process(es) on cpu") == 1
+    assert json.loads((folder / "results.json").read_text())["student"]["mean_iou"] >= 0
+
+
+def test_a_launch_that_starts_fewer_processes_stops_with_the_right_command(tmp_path):
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2")
+    run = start_script(tmp_path / "run", launcher=launcher)
+    assert run.returncode != 0
+    assert (
+        "2 processes were asked for, 1 runs; use: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu" in run.stderr
+    )
