@@ -20,7 +20,7 @@ import jsonargparse
 import yaml
 
 from distill.config import Config, ConfigError, flatten
-from distill.config_terms import TermsConfig
+from distill.config_terms import Schedule
 
 MAX_CONFIG_BYTES = 1_000_000
 # What the names of settings end in that must be above 0, or at least 0.
@@ -139,7 +139,16 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}: {flat[key]} must hold three numbers, for R, G and B")
     if config.optimizer.ema_decay >= 1:
         raise ConfigError(f"optimizer.ema_decay: {config.optimizer.ema_decay} must be below 1")
-    if not any(flat[f"{f.name}.weight"] for f in fields(TermsConfig)):
+    for key, settings in config.schedules.items():
+        if not key.endswith((".weight", ".temperature")) or key not in flat:
+            raise ConfigError(f"schedules: {key!r} is not the weight or temperature of a term, such as kd.weight")
+        try:
+            schedule = Schedule(**settings)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"schedules: {key}: {error}") from None
+        if key.endswith(".temperature") and (schedule.warmup_steps or (schedule.end or 1) <= 0):
+            raise ConfigError(f"schedules: {key}: a temperature stays above 0; no warmup_steps, end above 0")
+    if not any(flat[key] for key in flat if key.endswith(".weight")):
         raise ConfigError("cross_entropy.weight, kd.weight, …: all are 0, nothing would be learnt; set one above 0")
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(f"name: {config.name!r} becomes a folder; use letters, digits, '_', '-' and '.'")

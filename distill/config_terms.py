@@ -5,8 +5,9 @@ What a term computes, and where it is from, stands in its class in `distill.loss
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -266,6 +267,37 @@ class MGDConfig:
 
 
 @dataclass
+class Schedule:
+    """How a number of a term changes over a training; it starts at the value of the setting.
+
+    Attributes:
+        kind: `constant`, or the way to `end`: `linear` or `cosine`.
+        end: value at the last step.
+        warmup_steps: steps of linear rise from 0, for weights.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    end: float | None = None
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no schedule."""
+        if self.kind not in ("constant", "linear", "cosine"):
+            raise ValueError(f"kind {self.kind!r} is not one of constant, linear, cosine")
+        if (self.kind == "constant") != (self.end is None):
+            raise ValueError(
+                f"kind {self.kind!r} with end {self.end}: linear and cosine need an end, constant has none"
+            )
+
+    def value(self, start: float, step: int, steps: int) -> float:
+        """The number at a step, 0 to steps - 1."""
+        done = step / max(1, steps - 1)
+        share = {"constant": 0.0, "linear": done, "cosine": (1 - math.cos(math.pi * done)) / 2}[self.kind]
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warmup * (start + share * ((start if self.end is None else self.end) - start))
+
+
+@dataclass
 class TermsConfig:
     """Every term of the objective.
 
@@ -286,6 +318,8 @@ class TermsConfig:
         hint: features behind an adapter.
         at: attention transfer.
         mgd: masked generative distillation.
+        schedules: how numbers of the terms change over a training: `{kd.weight: {kind: cosine, end: 0.5}}`; `kind`
+            is `constant`, `linear` or `cosine`, `warmup_steps` lets a weight rise from 0.
     """
 
     cross_entropy: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
@@ -304,3 +338,4 @@ class TermsConfig:
     hint: HintConfig = field(default_factory=HintConfig)
     at: ATConfig = field(default_factory=ATConfig)
     mgd: MGDConfig = field(default_factory=MGDConfig)
+    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)

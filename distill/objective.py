@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.batch import Outputs, Target
 from distill.config import Config, ConfigError
+from distill.config_terms import Schedule
 from distill.losses import TERMS, PixelTerm, Term
 from distill.losses.fused import fused
 from distill.models import Network
@@ -38,14 +39,32 @@ class Objective(nn.Module):
     Args:
         terms: by name.
         weights: by name.
+        schedules: of weights and temperatures, by `<term>.<setting>`; of terms that are not there, ignored.
     """
 
     terms: Any  # a ModuleDict of Term
 
-    def __init__(self, terms: Mapping[str, Term], weights: Mapping[str, float]):
+    def __init__(
+        self, terms: Mapping[str, Term], weights: Mapping[str, float], schedules: Mapping[str, Schedule] | None = None
+    ):
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
+        self.schedules = {}
+        for key, schedule in (schedules or {}).items():
+            name, setting = key.split(".")
+            if name in terms:
+                start = weights[name] if setting == "weight" else getattr(terms[name], setting)
+                self.schedules[name, setting] = (schedule, start)
+
+    def set_step(self, step: int, steps: int) -> None:
+        """Sets every scheduled number to its value at a step of `steps`."""
+        for (name, setting), (schedule, start) in self.schedules.items():
+            value = schedule.value(start, step, steps)
+            if setting == "weight":
+                self.weights[name] = value
+            else:
+                setattr(self.terms[name], setting, value)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -98,7 +117,7 @@ def build_objective(config: Config, student: Network, teacher: Network | None) -
             raise ConfigError(f"{name}: {error}") from error
     if not terms:
         raise ConfigError("cross_entropy.weight, …: no term is left without a teacher; set one that looks at labels")
-    return Objective(terms, weights)
+    return Objective(terms, weights, {key: Schedule(**s) for key, s in config.schedules.items()})
 
 
 class Distiller(nn.Module):

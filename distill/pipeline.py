@@ -23,11 +23,12 @@ from distill import models
 from distill.batch import VOID
 from distill.checkpoint import publish, refuse_other_settings, sha256, write_json
 from distill.config import HARMLESS, Config, ConfigError, dump, flatten
-from distill.data import check_splits, open_splits, save_preprocessing
+from distill.data import Splits, check_splits, open_splits, save_preprocessing
 from distill.evaluate import Evaluation
 from distill.export import ExportError, export_onnx
 from distill.launch import lock, on_main, start, stop_on_signal
 from distill.losses import TERMS
+from distill.losses.supervised import class_weights
 from distill.models import Network
 from distill.objective import build_objective
 from distill.report import strip, summary, write_card, write_report
@@ -71,14 +72,15 @@ def distil(config: Config) -> dict[str, Any]:
     accelerator = start(config)
     try:
         run = Run(config, accelerator, splits, stop_on_signal())
-        held = on_main(accelerator, lambda: take_folder(config, accelerator.num_processes))  # noqa: F841  open for as long as the run lasts
         check_splits(splits, config.data.check, run.progress)
+        run.config = config = with_class_weights(config, splits)
+        try_build(config, splits.classes)
+        held = on_main(accelerator, lambda: take_folder(config, accelerator.num_processes))  # noqa: F841  stays open
         run.say(
             f"{config.folder}: {len(splits.train)} training and {len(splits.val)} validation images, "
             f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
             f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
         )
-        try_build(config, splits.classes)
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:
             networks["baseline"] = stage(run, "baseline")
@@ -90,6 +92,30 @@ def distil(config: Config) -> dict[str, Any]:
         return results
     finally:
         accelerator.end_training()
+
+
+def with_class_weights(config: Config, splits: Splits) -> Config:
+    """The settings with class weights as numbers where they are to be taken from the training masks.
+
+    Raises:
+        ConfigError: not one weight a class.
+    """
+    counts = None
+    sections = {}
+    for name in ("cross_entropy", "focal"):
+        section = getattr(config, name)
+        if isinstance(section.class_weights, list) and len(section.class_weights) != len(splits.classes):
+            count = len(section.class_weights)
+            raise ConfigError(
+                f"{name}.class_weights: {count} numbers for {len(splits.classes)} classes; give one a class"
+            )
+        if section.weight and isinstance(section.class_weights, str):
+            if counts is None:
+                masks = (splits.train.read(i)[1] for i in range(len(splits.train)))
+                counts = sum(torch.from_numpy(np.bincount(mask.ravel(), minlength=256)) for mask in masks)
+            weights = class_weights(torch.as_tensor(counts)[: len(splits.classes)], section.class_weights)
+            sections[name] = replace(section, class_weights=[round(w, 4) for w in weights.tolist()])
+    return replace(config, **sections)
 
 
 def try_build(config: Config, classes: list[str]) -> None:

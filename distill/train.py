@@ -148,6 +148,7 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
         torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
         for group in optimizer.param_groups:
             group["lr"] = peak * schedule(step, steps, config.optimizer)
+        training.distiller.objective.set_step(step, steps)
         micro_batches = [next(batches).to(accelerator.device) for _ in range(config.gradient_accumulation_steps)]
         logs, stop = update(run, stage, step, training, micro_batches, teacher)
         done = step + 1

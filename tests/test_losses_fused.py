@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from distill.batch import UNLABELLED, VOID, Outputs, Target
 from distill.losses.fused import fused
 from distill.losses.pixel import DKD, KD
+from distill.losses.strips import by_hand, is_by_hand
 from distill.losses.supervised import CrossEntropy, Focal
 
 WEIGHTS = [0.5, 2.0, 1.0, 3.0, 1.5]
@@ -57,19 +58,13 @@ def test_fused_is_the_usual_computation(stride, teacher_stride, align_corners, s
     x, student, teacher, mask = networks(stride=stride, teacher_stride=teacher_stride, align_corners=align_corners)
     expected, ce, kd = plain(0.7, 3.0, student, teacher, mask, 2.0)
     (slope,) = torch.autograd.grad(expected, x)
-    result = fused(
-        [CrossEntropy(), KD(temperature=2.0)],
-        [0.7, 3.0],
-        student,
-        teacher,
-        Target.of(mask),
-        strip_logits=strip_logits,
-        norms=True,
-    )
-    (ours,) = torch.autograd.grad(result.total, x)
-    assert float(result.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
-    assert [float(v) for v in result.values] == pytest.approx([float(ce.detach()), float(kd.detach())], rel=1e-12)
-    assert relative(ours, slope) < 1e-12
+    terms, weights, target = [CrossEntropy(), KD(temperature=2.0)], [0.7, 3.0], Target.of(mask)
+    for norms in (False, True):
+        result = fused(terms, weights, student, teacher, target, strip_logits=strip_logits, norms=norms)
+        (ours,) = torch.autograd.grad(result.total, x)
+        assert float(result.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+        assert [float(v) for v in result.values] == pytest.approx([float(ce.detach()), float(kd.detach())], rel=1e-12)
+        assert relative(ours, slope) < 1e-12
     for norm, weights in zip(result.norms, ((1.0, 0.0), (0.0, 1.0)), strict=True):
         (alone,) = torch.autograd.grad(plain(*weights, student, teacher, mask, 2.0)[0], x)
         assert float(norm) == pytest.approx(float(alone.norm()), rel=1e-12)
@@ -101,6 +96,44 @@ def test_fused_is_what_the_terms_say(seed, stride, size, strip, align_corners):
     (ours,) = torch.autograd.grad(result.total, x)
     assert [float(v) for v in result.values] == pytest.approx([float(v.detach()) for v in values], rel=1e-9, abs=1e-12)
     assert (ours - slope).norm() <= 1e-9 * slope.norm() + 1e-12
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 7.0])
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+def test_the_pair_by_hand_is_what_the_terms_say(temperature, class_weights):
+    x, student, teacher, mask = networks(8)
+    terms = [CrossEntropy(class_weights=class_weights), KD(temperature=temperature, reduction="mmrazor")]
+    values = [term(student, teacher, Target.of(mask)) for term in terms]
+    (slope,) = torch.autograd.grad(0.5 * values[0] + 0.1 * values[1], x)
+    result = fused(terms, [0.5, 0.1], student, teacher, Target.of(mask))
+    assert [float(v) for v in result.values] == pytest.approx([float(v.detach()) for v in values], rel=1e-12)
+    assert relative(torch.autograd.grad(result.total, x)[0], slope) < 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), temperature=st.floats(0.5, 20), exponent=st.floats(0, 4))
+def test_the_pair_by_hand_is_accurate_in_float32(seed, temperature, exponent):
+    random = torch.Generator().manual_seed(seed)
+    s, t = ((10**exponent * torch.randn(3, 6, 4, generator=random)).clamp(-1e4, 1e4) for _ in range(2))
+    mask = torch.randint(0, 6, (3, 4), generator=random).byte()
+    scales = torch.tensor([1.0, 1.0])
+    single = by_hand(None, temperature, scales, s, t, mask)
+    double = by_hand(None, temperature, scales.double(), s.double(), t.double(), mask)
+    for ours, exact in zip(single, double, strict=True):
+        assert (ours.double() - exact).norm() <= 1e-3 * exact.norm() + 1e-6
+
+
+def test_only_the_plain_pair_goes_by_hand():
+    assert is_by_hand([CrossEntropy(class_weights=WEIGHTS), KD(temperature=3.0)])
+    for other in (
+        [KD(), CrossEntropy()],
+        [CrossEntropy(label_smoothing=0.1), KD()],
+        [Focal(), KD()],
+        [CrossEntropy(), KD(divergence="reverse_kl")],
+        [CrossEntropy(), KD(standardize=True)],
+        [CrossEntropy(), KD(confidence="entropy")],
+    ):
+        assert not is_by_hand(other)
 
 
 def test_float32_gradients_are_within_a_millionth_of_float64():

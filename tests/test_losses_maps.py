@@ -77,6 +77,8 @@ def test_maps_are_resized_as_their_networks_see_the_image():
     x = F.avg_pool1d(ramp.view(1, 1, -1), 2).view(1, 1, 1, 6).expand(1, 1, 6, 6)  # cell i at 2 i + 0.5
     resized = Cells((4, 4), (16, 16), False).resize(x, (12, 12))[0, 0, 0]
     assert torch.allclose(resized, torch.tensor([1.5, 5.5, 9.5, 10.5], dtype=torch.float64))  # the last lies outside
+    wider = Cells((6, 6), (24, 24), False).resize(x, (12, 12))[0, 0, 0]
+    assert torch.allclose(wider, torch.tensor([1.5, 5.5, 9.5, 10.5, 10.5, 10.5], dtype=torch.float64))
     same = Cells((6, 6), (12, 12), False).resize(x.float(), (12, 12))
     assert torch.equal(same, x.float())
     half = F.interpolate(x, (3, 3), mode="bilinear", align_corners=False)
@@ -237,6 +239,14 @@ def test_memory_is_a_ring_of_unit_vectors():
     other = Memory(2, 3, 2)
     other.load_state_dict(memory.state_dict())
     assert torch.equal(other.contents()[0], memory.contents()[0])
+
+
+def test_the_memory_may_grow_before_the_gradient_is_taken():
+    student, teacher, mask = scene(16)
+    term = built(CIRKD(), student, teacher)
+    values = [term(student, teacher, Target.of(mask)) for _ in range(2)]
+    sum(values).backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.norm() > 0 for p in term.parameters())
 
 
 def test_memory_takes_places_of_their_class_and_only_in_training():

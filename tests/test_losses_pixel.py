@@ -124,6 +124,16 @@ def test_float32_is_accurate(seed, kind, temperature, exponent, offset):
     assert error <= 1e-3 * size + 1e-6
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_common_logit_costs_no_accuracy(kind):
+    """x / T rounds to multiples of 1e-3 near 1e4: as much as a whole unit at T = 0.7 would survive with 3 digits."""
+    s, t = (torch.randn(1, 6, 8, 8) + 9e3 for _ in range(2))
+    single, double = (
+        divergence(soften(s.to(d), 0.7), soften(t.to(d), 0.7), kind) for d in (torch.float32, torch.float64)
+    )
+    assert relative(single.double(), double) < 2e-6
+
+
 def test_low_precision_and_autocast_do_not_reach_the_arithmetic():
     student, teacher, mask = scene(3)
     student.logits, teacher.logits = student.logits.bfloat16(), teacher.logits.bfloat16()

@@ -156,6 +156,7 @@ def test_two_runs_in_one_folder_the_second_is_refused(tmp_path, capsys):
         ({"hint__weight": 1, "hint__layers": ["encoder.7"]}, "no layer 'encoder.7'"),
         ({"data__augmentations": [{"Nonsense": {}}]}, "Nonsense"),
         ({"mixed_precision": "fp16"}, "fp16"),
+        ({"cross_entropy__class_weights": [1, 2]}, "cross_entropy.class_weights: 2 numbers for 10 classes"),
         ({"num_processes": 2}, "2 processes were asked for, 1 runs; use: ACCELERATE_USE_CPU=true accelerate launch"),
     ],
 )

@@ -390,7 +390,7 @@ EDGE_TO_EDGE = np.linspace(-0.01, 1.01, 97)
 def _paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     """A gradient, the glow of the sun or the moon, and clouds, worked at low resolution."""
     setting, rows, columns = canvas.setting, 96, 120
-    y, x = np.mgrid[:1 : rows * 1j, :1 : columns * 1j].astype(np.float32)[..., None]
+    y, x = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j].astype(np.float32)[..., None]
     sky = _blend(setting.above, setting.low, np.minimum(1, y / canvas.horizon) ** 1.4)
     away = np.hypot((x - 0.5 - 0.42 * setting.sun) * 1.25, y - canvas.horizon * rng.uniform(0.15, 0.8))
     shine = _blend(setting.low, CREAM, 0.75)
@@ -417,7 +417,7 @@ def _paint_hills(canvas: Canvas, rng: np.random.Generator) -> None:
 
 def _paint_balloons(canvas: Canvas, rng: np.random.Generator) -> None:
     """On some days, a few balloons over the hills."""
-    for _ in range(max(0, rng.integers(-1, 4))):
+    for _ in range(max(0, int(rng.integers(-1, 4)))):
         x, y, scale = rng.uniform(0.05, 0.95), rng.uniform(0.4, 1) * canvas.horizon, rng.uniform(0.012, 0.024)
         canvas.stamp(Thing(_balloon(rng, canvas.setting, 0), BALLOON, x, y, scale * canvas.unit))
 
@@ -480,8 +480,9 @@ def _paint_near_shore(canvas: Canvas, rng: np.random.Generator, shore: Array) ->
         (PERSON, 5, 0.5, 0.9),
     ):
         for _ in range(rng.integers(most + 1)):
-            x = _blend(middle, rng.random(), spread)
-            y = _blend(shore[int(96 * x)] + 0.01, 1.03, rng.uniform(0, reach))
+            x = middle + (rng.random() - middle) * spread
+            y = shore[int(96 * x)] + 0.01
+            y += (1.03 - y) * rng.uniform(0, reach)
             things.append(canvas.make(rng, label, x, y))
     for thing in sorted(things, key=lambda thing: thing.y):
         canvas.cast(thing)
@@ -548,7 +549,7 @@ def render(seed: int, index: int, height: int, width: int) -> tuple[Array, Array
     _paint_boats(canvas, rng, waterline, shore)
     _paint_near_shore(canvas, rng, shore)
     image = cv2.resize(_develop(canvas, rng), (width, height), interpolation=cv2.INTER_AREA)
-    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1, 4))
+    image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1, 4))
     label = canvas.pixels[..., 3]
     mask = np.where(_outlines(label, times), np.uint8(VOID), label)[times // 2 :: times, times // 2 :: times]
     return image.clip(0, 255).astype(np.uint8), np.ascontiguousarray(mask)

@@ -24,6 +24,13 @@ from distill.config import ConfigError, DataConfig
 
 cv2.setNumThreads(0)  # its threads and those of torch get in each other's way
 
+# Every transform of images and masks but the one that takes code.
+TRANSFORMS: dict[str, Any] = {
+    name: cls
+    for name, cls in vars(A).items()
+    if isinstance(cls, type) and issubclass(cls, (A.ImageOnlyTransform, A.DualTransform)) and cls is not A.Lambda
+}
+
 Transform = Callable[[np.ndarray, np.ndarray, Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
 
@@ -56,9 +63,8 @@ def _named(item: dict[str, dict[str, Any]]) -> A.BasicTransform:
     if len(item) != 1:
         raise ConfigError(f"data.augmentations: {item} must be one {{Name: {{argument: value}}}}")
     ((name, arguments),) = item.items()
-    cls: Any = getattr(A, name, None)
-    transforms = (A.ImageOnlyTransform, A.DualTransform)
-    if not (isinstance(cls, type) and issubclass(cls, transforms) and cls is not A.Lambda):
+    cls = TRANSFORMS.get(name)
+    if cls is None:
         raise ConfigError(f"data.augmentations: {name!r} is not an albumentations transform of images and masks")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     if "fill_mask" in cls.InitSchema.model_fields:

@@ -129,7 +129,7 @@ class CIRKD(MapTerm):
                 entries, filled = getattr(self, name).contents()
                 entries, filled = entries.to(ours.dtype), filled.to(ours.dtype)
                 a, b = (log_softmax_over(x @ entries.T, filled, self.temperature) for x in (ours, theirs))
-                total = total + weight * (counts[counts > 0] * kl_over(a, b, filled)).sum() / target.valid_count
+                total = total + weight * (counts[counts > 0] * kl_over(a, b)).sum() / target.valid_count
         return total
 
     def mini_batch(self, student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class CIRKD(MapTerm):
             log_softmax_over(torch.einsum("npc,mqc->nmpq", x, x), share[None, :, None, :], self.temperature)
             for x in (ours, theirs)
         )
-        divergence = kl_over(a, b, share[None, :, None, :])
+        divergence = kl_over(a, b)
         return torch.einsum("nmp,np->nm", divergence, share).mean()
 
     @torch.no_grad()

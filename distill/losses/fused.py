@@ -11,10 +11,10 @@ Left out: second derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ from torch import Tensor
 from distill.batch import Outputs, Target
 from distill.losses.base import PixelTerm
 from distill.losses.grid import at_least_float32, cell_position, interpolation, pixel_centres
+from distill.losses.pixel import KD
+from distill.losses.strips import by_autograd, by_hand, is_by_hand
+from distill.losses.supervised import CrossEntropy
+
+Worker = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, list[Tensor]]]
 
 # Logits a strip: what a core's cache holds; on a GPU, what makes the cost of launching kernels vanish. At most one in
 # 64 of all, since a strip's working memory is some ten times its logits.
@@ -182,42 +187,55 @@ def _by_strips(
     shape = torch.Size((len(target.mask), classes, height, width))
     factors = torch.stack([term.scale(shape) / term.count(target).to(logits) for term in terms])
     weight = factors.new_tensor(weights)
-    sums = _compiled() if compiled else _sums
+    work = _worker(terms, factors * weight, norms, compiled)
     up = Upsampling(student, logits.dtype)
     up_teacher = Upsampling(teacher, logits.dtype) if teacher else None
     rows = max(1, strip_logits // (classes * width))
 
-    totals = torch.zeros_like(factors)
+    sums = torch.zeros_like(factors)
     gradients = [torch.empty_like(student.logits) for _ in range(len(terms) if norms else 1)]
     for n in range(len(target.mask)):
         wide = up.widen(student.logits[n].to(logits))
-        other = up_teacher.widen(teacher.logits[n].detach().to(logits)) if teacher and up_teacher else None
+        other = up_teacher.widen(teacher.logits[n].to(logits)) if teacher and up_teacher else None
         wide_gradients = [up.begin(gradient[n]) for gradient in gradients]
         for start in range(0, height, rows):
             stop = min(start + rows, height)
-            strip = up.strip(wide, start, stop).detach().requires_grad_()
             strip_teacher = up_teacher.strip(other, start, stop) if up_teacher and other is not None else None
-            with torch.enable_grad():
-                values = sums(terms, strip, strip_teacher, target.mask[n, start:stop]) * factors
-                parts = values.unbind() if norms else [(values * weight).sum()]
-            totals += values.detach()
-            for i, (part, wide_gradient) in enumerate(zip(parts, wide_gradients, strict=True)):
-                (gradient,) = torch.autograd.grad(part, strip, retain_graph=i + 1 < len(parts))
-                up.add_strip(wide_gradient, gradient, start, stop)
+            part, slopes = work(up.strip(wide, start, stop), strip_teacher, target.mask[n, start:stop])
+            sums += part
+            for wide_gradient, slope in zip(wide_gradients, slopes, strict=True):
+                up.add_strip(wide_gradient, slope, start, stop)
         for gradient, wide_gradient in zip(gradients, wide_gradients, strict=True):
             up.end(wide_gradient, gradient[n])
-    sizes = torch.stack([g.norm() for g in gradients]) if norms else totals.new_zeros(len(terms))
-    total_gradient = sum(w * g for w, g in zip(weights, gradients, strict=True)) if norms else gradients[0]
-    return (totals * weight).sum(), totals, sizes, torch.as_tensor(total_gradient)
+
+    values = sums * factors
+    total = (values * weight).sum()
+    if not norms:
+        return total, values, torch.zeros_like(values), gradients[0]
+    sizes = torch.stack([g.norm() for g in gradients]) * factors
+    return total, values, sizes, torch.stack([g * w for g, w in zip(gradients, factors * weight, strict=True)]).sum(0)
 
 
-def _sums(terms: Sequence[PixelTerm], student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
-    return torch.stack([term.total(student, teacher, mask) for term in terms])
+def _worker(terms: Sequence[PixelTerm], scales: Tensor, separately: bool, compiled: bool) -> Worker:
+    """What computes a strip: from two networks' logits and a mask, the sums and the gradients."""
+    if is_by_hand(terms) and not separately:
+        ce, kd = terms
+        assert isinstance(ce, CrossEntropy) and isinstance(kd, KD)
+        hand = partial(_compiled(by_hand) if compiled else by_hand, ce.class_weights, kd.temperature, scales)
+
+        def work(student: Tensor, teacher: Tensor | None, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+            assert teacher is not None
+            sums, gradient = hand(student, teacher, mask)
+            return sums, [gradient]
+
+        return work
+    general = _compiled(by_autograd) if compiled else by_autograd
+    return lambda student, teacher, mask: general(terms, scales, student, teacher, mask, separately)
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(_sums, dynamic=True)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
 
 
 @contextmanager

@@ -32,9 +32,9 @@ def log_softmax_over(scores: Tensor, counts: Tensor, temperature: float) -> Tens
     return F.log_softmax(weighted.masked_fill(empty, lowest), -1)
 
 
-def kl_over(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
-    """KL(teacher‖student) over the last axis, of log-probabilities made by `log_softmax_over` with these counts."""
-    return torch.where(counts > 0, teacher.exp() * (teacher - student), 0).sum(-1)
+def kl_over(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher‖student) over the last axis, of log-probabilities made by `log_softmax_over` with equal counts."""
+    return (teacher.exp() * (teacher - student)).sum(-1)
 
 
 class CWD(MapTerm):
@@ -73,7 +73,7 @@ class CWD(MapTerm):
         """See the class."""
         counts = cells.count_valid(target.mask, student.dtype).flatten(1).unsqueeze(1)
         ours, theirs = (log_softmax_over(x.flatten(2), counts, self.temperature) for x in (student, teacher))
-        return kl_over(ours, theirs, counts).mean() * self.temperature**2 / target.micro_batches
+        return kl_over(ours, theirs).mean() * self.temperature**2 / target.micro_batches
 
 
 class DIST(MapTerm):
@@ -108,9 +108,10 @@ class DIST(MapTerm):
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
-        counts = cells.count_valid(target.mask, student.dtype)
-        counts, student, teacher = (x[counts > 0] for x in (counts, student.movedim(1, -1), teacher.movedim(1, -1)))
-        student, teacher = (F.softmax(x / self.temperature, -1) for x in (student, teacher))
+        counts = cells.count_valid(target.mask, student.dtype).flatten()
+        student, teacher = (
+            F.softmax(x.movedim(1, -1).flatten(0, 2) / self.temperature, -1) for x in (student, teacher)
+        )
         inter = ((1 - correlation(student, teacher, counts.new_ones(student.shape[1]))) * counts).sum()
         intra = (1 - correlation(student.T, teacher.T, counts)).mean() * (counts.sum() > 0)
         parts = self.beta * inter / target.valid_count + self.gamma * intra / target.micro_batches

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ def labels_of(mask: Tensor) -> Tensor:
     return mask.long().masked_fill(mask >= UNLABELLED, IGNORED)
 
 
-def class_weights(pixels: Tensor, scheme: Literal["median", "log"] = "log") -> Tensor:
+def class_weights(pixels: Tensor, scheme: str = "log") -> Tensor:
     """Class weights from how many pixels each class has in the training set.
 
     - `median`: median frequency / frequency. Eigen and Fergus, 2015, arXiv:1411.4734.
@@ -44,7 +44,7 @@ def class_weights(pixels: Tensor, scheme: Literal["median", "log"] = "log") -> T
         `[C]`, float64; 0 for a class that has no pixel.
 
     Raises:
-        ValueError: no class has a pixel.
+        ValueError: an unknown scheme, or no class has a pixel.
     """
     total = pixels.sum()
     if total == 0:
@@ -53,8 +53,10 @@ def class_weights(pixels: Tensor, scheme: Literal["median", "log"] = "log") -> T
     frequency = pixels.double() / total
     if scheme == "log":
         weights = 1 / torch.log(1.02 + frequency)
-    else:
+    elif scheme == "median":
         weights = frequency[present].median() / frequency.clamp(min=1e-12)
+    else:
+        raise ValueError(f"class weights {scheme!r}: one of median, log")
     weights = torch.where(present, weights, 0)
     return weights / (weights * frequency).sum()
 

@@ -1,0 +1,113 @@
+"""What is done with a few rows of upsampled logits: the values of pixel terms there, and their gradients.
+
+`by_autograd` asks the terms; it is right for all of them. `by_hand` is cross-entropy with forward KL, the pair that
+nearly every distillation is made of, in a third of the passes over the data: its gradient is written out, and the two
+share their exponentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distill.batch import UNLABELLED, VOID
+from distill.losses.base import PixelTerm
+from distill.losses.pixel import KD
+from distill.losses.supervised import CrossEntropy
+
+
+def by_autograd(
+    terms: Sequence[PixelTerm],
+    scales: Tensor,
+    student: Tensor,
+    teacher: Tensor | None,
+    mask: Tensor,
+    separately: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Sums of the terms over a strip, and gradients.
+
+    Args:
+        terms: the terms.
+        scales: what each sum is multiplied by in what is differentiated `[terms]`.
+        student: logits `[rows, C, W]`.
+        teacher: the same of the teacher.
+        mask: uint8 `[rows, W]`.
+        separately: a gradient for each term (unscaled) instead of one for the scaled sum.
+
+    Returns:
+        The unscaled sums `[terms]`, and the gradients at the student's logits.
+    """
+    student = student.detach().requires_grad_()
+    with torch.enable_grad():
+        sums = torch.stack([term.total(student, teacher, mask) for term in terms])
+        parts = list(sums.unbind()) if separately else [(sums * scales).sum()]
+    gradients = [torch.autograd.grad(part, student, retain_graph=part is not parts[-1])[0] for part in parts]
+    return sums.detach(), gradients
+
+
+def is_by_hand(terms: Sequence[PixelTerm]) -> bool:
+    """Whether these are the terms that `by_hand` computes."""
+    if [type(term) for term in terms] != [CrossEntropy, KD]:
+        return False
+    ce, kd = terms
+    assert isinstance(ce, CrossEntropy) and isinstance(kd, KD)
+    return ce.label_smoothing == 0 and kd.divergence == "forward_kl" and kd.confidence == "none" and not kd.standardize
+
+
+def by_hand(
+    class_weights: Tensor | None,
+    temperature: float,
+    scales: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Σ w_y · (-log p_y) and T² Σ KL(teacher‖student) over a strip, and the gradient of their scaled sum.
+
+    The gradient of the first at the logits is w_y · (p - one-hot), that of the second T · (p_T - q_T), with p and q
+    the softmaxes of student and teacher, and index T for those of logits / T.
+
+    Args:
+        class_weights: `[C]`, or none.
+        temperature: T.
+        scales: what the two sums are multiplied by in what is differentiated `[2]`.
+        student: logits `[rows, C, W]`.
+        teacher: the same of the teacher.
+        mask: uint8 `[rows, W]`.
+
+    Returns:
+        The unscaled sums `[2]`, and the gradient `[rows, C, W]`.
+    """
+    mask = mask.unsqueeze(1)
+    labels = mask.long().masked_fill(mask >= UNLABELLED, 0)
+    weight = (mask < UNLABELLED).to(student.dtype)
+    if class_weights is not None:
+        weight = weight * class_weights.to(student.dtype)[labels]
+    valid = (mask != VOID).to(student.dtype)
+    ce_scale, kd_scale = scales[0] * weight, scales[1] * temperature * valid
+
+    s = student - student.amax(1, keepdim=True)
+    t = teacher - teacher.amax(1, keepdim=True)
+    p = s.exp()
+    p_sum = p.sum(1, keepdim=True)
+    ce = ((p_sum.log() - s.gather(1, labels)) * weight).sum()
+    soft, soft_sum = p, p_sum
+    if temperature != 1:
+        s.div_(temperature)
+        t.div_(temperature)
+        soft = s.exp()
+        soft_sum = soft.sum(1, keepdim=True)
+    q = t.exp()
+    q_sum = q.sum(1, keepdim=True)
+    q.div_(q_sum)
+    cross = t.sub_(s).mul_(q).sum(1, keepdim=True)
+    kd = ((cross + soft_sum.log() - q_sum.log()) * valid).sum() * temperature**2
+
+    if temperature == 1:
+        gradient = p.mul_((ce_scale + kd_scale) / p_sum)
+    else:
+        gradient = p.mul_(ce_scale / p_sum).add_(soft.mul_(kd_scale / soft_sum))
+    gradient.sub_(q.mul_(kd_scale)).scatter_add_(1, labels, -ce_scale)
+    return torch.stack([ce, kd]), gradient
