@@ -45,7 +45,7 @@ class Network(nn.Module):
 
     def __init__(self, model: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last)  # as the images come
         self.classes = list(classes)
         # PAN pools the stride-16 map three times more.
         self.stride = 128 if isinstance(model, smp.PAN) else max(32, self.model.encoder.output_stride)
@@ -161,7 +161,7 @@ def load(folder: Path, classes: Sequence[str], mean: Sequence[float], std: Seque
     if count != len(classes):
         raise ConfigError(f"{folder}: predicts {count} classes, but the data has {len(classes)}")
     mean, std = _normalisation(folder) or (mean, std)
-    return Network(model.eval(), classes, mean, std)
+    return Network(model, classes, mean, std).eval()
 
 
 def _class_names(folder: Path) -> list[str] | None:

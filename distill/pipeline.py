@@ -86,6 +86,8 @@ def distil(config: Config) -> dict[str, Any]:
             networks["baseline"] = stage(run, "baseline")
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
         networks["student"] = stage(run, "student", Teacher(networks["teacher"], dtype=precision))
+        if run.stop():
+            raise Stopped("stopped before the report; the same command goes on from there")
         evaluation = run.evaluate(networks, "final scores")
         results = collect(run, networks, evaluation)
         on_main(accelerator, lambda: finish(run, networks, evaluation, results))
@@ -177,7 +179,7 @@ def load_teacher(run: Run) -> Network:
 
 
 def stage(run: Run, name: str, teacher: Teacher | None = None) -> Network:
-    """The network of a stage: read if it is there, trained if not."""
+    """The network of a stage: trained if it is not there, and read from its folder in any case."""
     config, folder = run.config, run.config.folder / name
     settings = stage_settings(config, name, run.accelerator.num_processes)
     if teacher:
@@ -187,14 +189,13 @@ def stage(run: Run, name: str, teacher: Teacher | None = None) -> Network:
         refuse_other_settings(folder, record["settings"], settings)
         if sha256(folder / "model.safetensors") != record["sha256"]:
             raise ConfigError(f"{folder / 'model.safetensors'}: is not the file that was written; remove {folder}")
-        run.say(f"{name}: is there already")
-        wanted = config.teacher if name == "teacher" else config.student
-        return models.load(folder, run.splits.classes, wanted.mean, wanted.std).to(run.accelerator.device)
-    network, state = train(run, name, settings, teacher)
-    on_main(
-        run.accelerator, lambda: write_stage(run, name, network, settings, {"steps": state.step, "kept": state.best})
-    )
-    return network
+        run.say(f"{name:8} is there already")
+    else:
+        network, state = train(run, name, settings, teacher)
+        facts = {"steps": state.step, "kept": state.best}
+        on_main(run.accelerator, lambda: write_stage(run, name, network, settings, facts))
+    wanted = config.teacher if name == "teacher" else config.student
+    return models.load(folder, run.splits.classes, wanted.mean, wanted.std).to(run.accelerator.device)
 
 
 def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any], facts: dict[str, Any]) -> None:

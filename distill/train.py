@@ -186,7 +186,7 @@ def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, teacher: Ne
     """Builds everything from the seed, then puts the last saved state into it."""
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(config.seed)
-    student = build(wanted, run.splits.classes).to(memory_format=torch.channels_last)
+    student = build(wanted, run.splits.classes)
     distiller = Distiller(student, build_objective(config, student, teacher))
     freeze_unused(student, config.data.crop_size, distiller.objective.features)
     model, optimizer = accelerator.prepare(distiller, build_optimizer(distiller, config.optimizer))

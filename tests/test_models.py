@@ -53,6 +53,7 @@ def test_a_saved_network_loads_here_and_in_smp(tmp_path):
     models.save(ours, tmp_path)
     save_preprocessing(tmp_path, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], ours.stride)
     again = models.load(tmp_path, CLASSES, *IMAGENET)
+    assert not any(module.training for module in again.modules())
     assert torch.allclose(again(image).logits, ours(image).logits, atol=1e-5)
     theirs = smp.from_pretrained(str(tmp_path))
     assert all(

@@ -45,7 +45,8 @@ def test_results_have_their_keys(finished):
         assert list(results[stage]["iou"]) == results["classes"]
     assert {"agreement", "gap_closed"} <= results["student"].keys()
     assert {"max_abs_diff", "argmax_agreement", "mean_iou", "shapes"} <= results["onnx"].keys()
-    assert results["onnx"]["mean_iou"] == pytest.approx(results["student"]["mean_iou"], abs=1e-4)
+    # The file was made after everything else was done with the network, which must not have changed it.
+    assert results["onnx"]["mean_iou"] == pytest.approx(results["student"]["mean_iou"], abs=1e-5)
     assert results["teacher"]["params"] > 4 * results["student"]["params"]
 
 
