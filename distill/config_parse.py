@@ -146,7 +146,7 @@ def check(config: Config) -> None:
             schedule = Schedule(**settings)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"schedules: {key}: {error}") from None
-        if key.endswith(".temperature") and (schedule.warmup_steps or (schedule.end or 1) <= 0):
+        if key.endswith(".temperature") and (schedule.warmup_steps or (schedule.end is not None and schedule.end <= 0)):
             raise ConfigError(f"schedules: {key}: a temperature stays above 0; no warmup_steps, end above 0")
     if not any(flat[key] for key in flat if key.endswith(".weight")):
         raise ConfigError("cross_entropy.weight, kd.weight, …: all are 0, nothing would be learnt; set one above 0")
