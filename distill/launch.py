@@ -58,7 +58,8 @@ def start(config: Config) -> Accelerator:
     if accelerator.device.type == "cpu":
         # The launcher sets OMP_NUM_THREADS to 1 where nobody else did.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(config.num_threads or max(1, len(os.sched_getaffinity(0)) // local))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(config.num_threads or max(1, cores // local))
     return accelerator
 
 

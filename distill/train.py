@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from distill.batch import Batch, Target, count_pixels
 from distill.checkpoint import Checkpoints, State
-from distill.config import Config, NetworkConfig, OptimizerConfig
+from distill.config import Config, NetworkConfig
 from distill.data import Splits, build_transform, train_batches
 from distill.data.loading import StepSampler
 from distill.evaluate import Evaluation, evaluate
 from distill.models import Network, build, freeze_unused
 from distill.objective import Distiller, build_objective
+from distill.optim import build_optimizer, schedule
 from distill.teacher import Teacher
 from distill.tracking import Tracker
 
@@ -296,22 +297,6 @@ def share_buffers(training: Training) -> None:
     """BatchNorm statistics differ between processes; those of the first count, for scoring and saving alike."""
     for buffer in training.distiller.buffers():
         broadcast(buffer)
-
-
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; biases and norms do not decay."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups) if config.name == "adamw" else torch.optim.SGD(groups, momentum=0.9)
-
-
-def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Factor of the learning rate at a step: linear warm-up times (1 - step / steps) ^ power."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    return float(warmup * (1 - step / steps) ** config.power)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -78,13 +78,11 @@ def compare(shape: tuple[int, int, int, int], stride: int, args: argparse.Namesp
     mask[:, : height // 10] = VOID
     target, terms = Target.of(mask), (CrossEntropy(), KD(temperature=args.temperature))
 
+    inputs = {d: (logits.to(d, copy=True).requires_grad_(), theirs.to(d)) for d in (torch.float32, torch.float64)}
+
     def gradient(loss: Callable[[Outputs, Outputs], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        x = logits.detach().to(dtype, copy=True).requires_grad_()
-        size = (height, width)
-        total = loss(Outputs(x, size, size), Outputs(theirs.to(dtype), size, size))
-        total.backward()
-        assert x.grad is not None
-        return x.grad
+        size, (x, y) = (height, width), inputs[dtype]
+        return torch.autograd.grad(loss(Outputs(x, size, size), Outputs(y, size, size)), x)[0]
 
     def usual(student: Outputs, teacher: Outputs) -> torch.Tensor:
         return plain(student, teacher, mask, args.temperature)

@@ -8,8 +8,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
     {"config", "config_terms", "config_parse", "batch"},
     {"models", "losses", "metrics", "data"},
-    {"teacher", "objective", "evaluate", "checkpoint", "tracking", "export", "report"},
+    {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report"},
     {"launch", "train"},
+    {"results"},
     {"pipeline"},
 ]
 HOMES = {"segmentation_models_pytorch": {"models"}, "albumentations": {"data"}, "jsonargparse": {"config_parse"}}

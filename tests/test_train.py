@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from distill import models
 from distill.config import Config
 from distill.data import open_splits
+from distill.optim import schedule
 from distill.pipeline import stage_settings
 from distill.teacher import Teacher
 from distill.tracking import Tracker
-from distill.train import Run, Stopped, schedule, step_seed, train
+from distill.train import Run, Stopped, step_seed, train
 
 
 def run_of(config: Config, stop=lambda: False) -> Run:

@@ -1,0 +1,109 @@
+"""What a finished run leaves behind: numbers, pictures, the ONNX file with its proof, the report."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from PIL import Image
+
+from distill import models
+from distill.batch import VOID
+from distill.checkpoint import sha256, write_json
+from distill.evaluate import Evaluation
+from distill.export import export_onnx
+from distill.models import Network
+from distill.report import strip, summary, write_card, write_report
+from distill.tracking import Tracker
+from distill.train import Run
+
+
+def collect(run: Run, networks: dict[str, Network], evaluation: Evaluation) -> dict[str, Any]:
+    """What `results.json` holds, but for the ONNX file."""
+    classes, size = run.splits.classes, run.splits.val.read(0)[1].shape
+    results: dict[str, Any] = {"classes": classes, "val_images": len(run.splits.val), "image_size": list(size)}
+    for name, network in networks.items():
+        scores = evaluation.scores[name]
+        results[name] = {
+            "mean_iou": scores.mean_iou,
+            "iou": dict(zip(classes, scores.iou, strict=True)),
+            "pixel_accuracy": scores.pixel_accuracy,
+            "classes_present": scores.present,
+            "params": models.count_parameters(network),
+            "flops": models.count_flops(network, size),
+        }
+    teacher, student = results["teacher"]["mean_iou"], results["student"]["mean_iou"]
+    gap = teacher - results["baseline"]["mean_iou"] if "baseline" in results else 0.0
+    results["student"]["agreement"] = evaluation.agreement["student"]
+    results["student"]["gap_closed"] = 1 - (teacher - student) / gap if gap > 0 else None
+    return results
+
+
+def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, results: dict[str, Any]) -> None:
+    """Pictures, numbers, the ONNX file, the report and TensorBoard."""
+    config, splits, folder = run.config, run.splits, run.config.folder
+    student = folder / "student"
+    samples: dict[str, np.ndarray] = {}
+    count = min(config.num_sample_images, len(splits.val))
+    for index in range(0, len(splits.val), max(1, len(splits.val) // max(1, count)))[:count]:
+        samples[splits.val.names[index]] = strip(*splits.val.read(index), networks, splits.palette)
+    (folder / "samples").mkdir(exist_ok=True)
+    paths = [f"samples/{name}.png" for name in samples]
+    for path, picture in zip(paths, samples.values(), strict=True):
+        Image.fromarray(picture).save(folder / path)
+
+    write_json(folder / "results.json", results)
+    if config.export.enabled:
+        results["onnx"] = exported(run, networks["student"], results)
+        write_json(folder / "results.json", results)
+    command = f"accelerate launch scripts/distill.py --config {folder}/config.yaml"
+    report = write_report(folder, config.name, results, paths, command)
+    write_card(student, config.name, results, splits.classes)
+
+    if config.teacher.checkpoint:  # it was not trained here: a level line to compare with
+        line = Tracker(run.accelerator, "teacher")
+        for step in (0, *range(config.eval_steps, config.student.max_train_steps + 1, config.eval_steps)):
+            line.scores(evaluation.scores["teacher"], splits.classes, step)
+        line.close()
+    last = config.student.max_train_steps + 1  # a step of its own, so that writing it again replaces it
+    tracker = Tracker(run.accelerator, "student", first_step=last)
+    tracker.layout(splits.classes)
+    for name, picture in samples.items():
+        tracker.image(f"samples/{name}", picture, last)
+    tracker.text("report", report, last)
+    tracker.close()
+    run.say(
+        f"\n{summary(results)}\n\n{folder}/report.md, {student}/model.onnx, tensorboard --logdir {folder}/tensorboard"
+    )
+
+
+def exported(run: Run, network: Network, results: dict[str, Any]) -> dict[str, Any]:
+    """What the proof of the student's ONNX file says; the file is written unless that very file is there."""
+    folder = run.config.folder / "student"
+    path, record = folder / "model.onnx", folder / "onnx.json"
+    weights = sha256(folder / "model.safetensors")
+    wanted = {"weights_sha256": weights, "opset": run.config.export.opset}
+    if path.is_file() and record.is_file():
+        proof = json.loads(record.read_text())
+        if proof["made_from"] == wanted and proof["sha256"] == sha256(path):
+            return dict(proof)
+    metadata = {
+        "classes": run.splits.classes,
+        "palette": run.splits.palette,
+        "void": VOID,
+        "mean": (network.mean / 255).flatten().tolist(),
+        "std": (network.std / 255).flatten().tolist(),
+        "stride": network.stride,
+        "weights_sha256": weights,
+        "mean_iou": results["student"]["mean_iou"],
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+    }
+    run.say("exporting to ONNX")
+    twin = copy.deepcopy(network)  # it moves to the CPU
+    proof = export_onnx(twin, path, run.splits.val, run.config.export, metadata) | {"made_from": wanted}
+    write_json(record, proof)
+    return proof
