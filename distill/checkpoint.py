@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from distill.config import ConfigError
 
 MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
+MAX_MANIFEST_BYTES = 1_000_000
 
 
 @dataclass
@@ -100,8 +102,12 @@ class Checkpoints:
                 f"{final}: could not be written ({error.strerror or error}); it needs about {3 * needed:,} bytes, "
                 f"older checkpoints are untouched"
             ) from error
-        for old in self.list()[: -self.limit]:
-            shutil.rmtree(old)
+        # A state with more steps is one that was refused; it must not count as one of those to keep.
+        there = self.list()
+        kept = there[: there.index(final) + 1][-self.limit :]
+        for old in there:
+            if old not in kept:
+                shutil.rmtree(old)
 
     def load(self, which: str = "latest") -> State | None:
         """The newest state that verifies, or the one asked for; None if there is none yet.
@@ -129,6 +135,10 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> State:
         try:
+            if strange := [path for path in folder.iterdir() if path.is_symlink() or not path.is_file()]:
+                raise BadCheckpoint(f"{strange[0]}: is not a plain file")
+            if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
+                raise BadCheckpoint(f"{folder / MANIFEST}: has more than {MAX_MANIFEST_BYTES:,} bytes")
             if (folder / CHECKSUM).read_text() != f"{sha256(folder / MANIFEST)}  {MANIFEST}\n":
                 raise BadCheckpoint(f"{folder / MANIFEST}: differs from its checksum")
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -141,18 +151,24 @@ class Checkpoints:
                     raise BadCheckpoint(f"{folder / name}: differs from its manifest")
             settings, facts = manifest["settings"], manifest["facts"]
             step, best = int(manifest["step"]), manifest["best"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadCheckpoint(f"{folder}: {error}") from error
         refuse_other_settings(folder, settings, self.settings)
         for key, value in self.facts.items():
             if facts.get(key) != value:
                 self.note(f"{key} was {facts.get(key)} and is {value}: the result may differ in its last bits")
-        tensors = {Path(name).stem: load_file(folder / name) for name in files if name.endswith(".safetensors")}
-        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        try:
+            tensors = {Path(name).stem: load_file(folder / name) for name in files if name.endswith(".safetensors")}
+            with zipfile.ZipFile(folder / "optimizer.pt") as archive:
+                if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                    raise BadCheckpoint(f"{folder / 'optimizer.pt'}: is compressed; torch.save does not do that")
+            optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # safetensors, zip and pickle each raise their own
+            raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
         return State(step, tensors, optimizer, best)
 
 
-class BadCheckpoint(Exception):
+class BadCheckpoint(ConfigError):
     """A state on disk that is not what was written."""
 
 

@@ -122,7 +122,8 @@ class StudentConfig(NetworkConfig):
     options: dict[str, Any] = field(
         default_factory=lambda: {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}
     )
-    learning_rate: float = 2e-3
+    max_train_steps: int = 500
+    learning_rate: float = 3e-3
 
 
 @dataclass

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -46,6 +47,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {key.start_mark.line + 1}: a key must be a word")
             if key.value in seen:
                 raise ValueError(f"line {key.start_mark.line + 1}: the key '{key.value}' stands twice; keep one")
             seen.add(key.value)
@@ -86,13 +89,17 @@ def parse(args: Sequence[str] | None = None) -> Config:
     parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
     parser.add_class_arguments(Config)
     args = list(sys.argv[1:] if args is None else args)
+    files = [v for k, v in itertools.pairwise(args) if k in ("-c", "--config")]
+    files += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
     try:
+        for file in map(Path, files):
+            if file.exists() and (not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES):
+                raise ConfigError(f"{file}: is not a file of at most {MAX_CONFIG_BYTES} bytes")
         settings = parser.parse_args(args)
         settings.pop("config")
         config: Config = _instantiate(Config, settings)
         check(config)
     except (jsonargparse.ArgumentError, ConfigError) as error:
-        files = [v for k, v in itertools.pairwise(args) if k in ("-c", "--config")]
         where = f" (in {', '.join(files)} or the flags)" if files else ""
         print(f"distill: error: {_one_line(str(error))}{where}", file=sys.stderr)
         sys.exit(2)

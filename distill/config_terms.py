@@ -108,7 +108,7 @@ class KDConfig:
         stride: compare at the images' size, or on the cells of the teacher's head.
     """
 
-    weight: float = 1.0
+    weight: float = 3.0
     divergence: Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"] = "forward_kl"
     temperature: float = 1.0
     beta: float = 0.5

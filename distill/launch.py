@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -96,7 +97,15 @@ def lock(folder: Path) -> IO[str]:
         ConfigError: another run is at work in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a+")
+    file = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "a+")
+    held = weakref.ref(file)
+
+    def let_go() -> None:
+        """A worker that outlives this process must not keep its lock."""
+        if copy := held():
+            copy.close()
+
+    os.register_at_fork(after_in_child=let_go)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -80,7 +80,7 @@ def test_other_settings_are_refused_and_nothing_is_overwritten(finished, capsys)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
     assert main(tiny_config(folder, student__learning_rate=0.5)) == 1
     message = capsys.readouterr().err.strip()
-    assert re.search(r"student\.learning_rate 0\.002 there, 0\.5 here", message)
+    assert re.search(r"student\.learning_rate 0\.003 there, 0\.5 here", message)
     assert len(message.splitlines()) == 1
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"} == before
 

@@ -20,6 +20,11 @@ from distill.data import synthetic
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+# PIL goes by content and knows formats that start programs (EPS); masks come in none that alters labels (JPEG).
+IMAGE_FORMATS, MASK_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP"), ("PNG", "BMP", "TIFF")
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # as RGB they would be cut off at 255
+MASK_MODES = ("L", "P", "I", "I;16")
+LABELS = 65536
 CAMVID_CLASSES = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
 )
@@ -121,7 +126,8 @@ def check_splits(splits: Splits, level: str, progress: Callable[..., Sequence[in
                 if level == "full":
                     dataset.read(index)
                 for image in dataset.files[index][:1]:
-                    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+                    with image.open("rb") as file:
+                        digest = hashlib.file_digest(file, "sha256").hexdigest()
                     if split == "val" and digest in seen:
                         raise ConfigError(f"{image}: the same image as {seen[digest]} in train; keep one of them")
                     if split == "train":
@@ -146,34 +152,40 @@ def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:
 
 def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: int) -> Dataset:
     pairs = _match(images, masks)
-    lut = np.full(65536, -1, dtype=np.int16)
+    if void >= LABELS:
+        raise ConfigError(f"data.ignore_index: {void} is more than a mask can hold; at most {LABELS - 1}")
+    lut = np.full(LABELS + 1, -1, dtype=np.int16)  # the last for whatever is below or above
     lut[:classes] = np.arange(classes)
     lut[void] = VOID
 
     def inspect(index: int) -> None:
-        image, mask = (_open(path, config.max_pixels) for path in pairs[index])
-        if image.size != mask.size:
-            raise ConfigError(f"{pairs[index][1]}: is {_size(mask)}, but its image {pairs[index][0]} is {_size(image)}")
+        image_path, mask_path = pairs[index]
+        with _open(image_path, config.max_pixels) as image, _open(mask_path, config.max_pixels, MASK_FORMATS) as mask:
+            if image.mode in DEEP_MODES:
+                raise ConfigError(f"{image_path}: is an image of mode {image.mode}; store it with 8 bits a channel")
+            if mask.mode not in MASK_MODES:
+                fix = "expected one class id a pixel (8-bit grey or palette PNG)"
+                raise ConfigError(f"{mask_path}: is a mask of mode {mask.mode}; {fix}")
+            if image.size != mask.size:
+                sizes = f"is {_size(mask)}, but its image {image_path} is {_size(image)}"
+                raise ConfigError(f"{mask_path}: {sizes}; make them the same size")
 
     def read(index: int) -> Pair:
         inspect(index)
         image_path, mask_path = pairs[index]
         image = _decode(image_path, config.max_pixels).convert("RGB")
-        mask = _decode(mask_path, config.max_pixels)
-        if mask.mode not in ("L", "P", "I", "I;16"):
-            fix = "expected one class id a pixel (8-bit grey or palette PNG)"
-            raise ConfigError(f"{mask_path}: is a mask of mode {mask.mode}; {fix}")
+        mask = _decode(mask_path, config.max_pixels, MASK_FORMATS)
         if config.image_size:
             size = (config.image_size[1], config.image_size[0])
             image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
         raw = np.asarray(mask).astype(np.int64)
-        ids = lut[raw.clip(0, 65535)]
+        ids = lut[raw.clip(-1, LABELS)]
         if (ids < 0).any():
             value = int(raw[ids < 0][0])
             count = int((raw == value).sum())
             raise ConfigError(
                 f"{mask_path}: label {value} ({count} pixels) is outside the class list 0 to {classes - 1} "
-                f"and is not the void label {void} (data.ignore_index)"
+                f"and is not the void label {void}; set data.ignore_index or remove it"
             )
         return np.asarray(image), ids.astype(np.uint8)
 
@@ -185,10 +197,10 @@ def _match(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Images and their masks by stem, in the order of their names."""
     found: list[dict[str, Path]] = []
     for folder, suffixes in ((images, IMAGE_SUFFIXES), (masks, MASK_SUFFIXES)):
-        if not folder.is_dir():
-            raise ConfigError(f"{folder}: is not a folder; set data.root and the folders below it")
         by_stem: dict[str, Path] = {}
         try:
+            if not folder.is_dir():
+                raise ConfigError(f"{folder}: is not a folder; set data.root and the folders below it")
             paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
         except PermissionError:
             raise ConfigError(f"{folder}: cannot be read; check its permissions") from None
@@ -208,25 +220,33 @@ def _match(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     return [(image_of[stem], mask_of[stem]) for stem in image_of]
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def _open(path: Path, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -> Image.Image:
     """Reads the header only."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit, from the settings, holds instead
     try:
-        image = Image.open(path)
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise OSError("it is missing, or not a file but a broken link, a folder or a pipe")
+        size = path.stat().st_size
+        if not 0 < size <= 8 * max_pixels + 1_000_000:
+            raise OSError(f"it has {size:,} bytes, more than data.max_pixels can take" if size else "it is empty")
+        image = Image.open(path, formats=formats)
+        pictures, orientation = getattr(image, "n_frames", 1), image.getexif().get(0x0112, 1)
     except Exception as error:  # PIL raises many kinds for broken files
-        reason = "is empty" if path.is_file() and not path.stat().st_size else f"cannot be read ({_line(error)})"
-        raise ConfigError(f"{path}: {reason}; replace or remove it") from None
+        kinds = ", ".join(formats)
+        raise ConfigError(f"{path}: cannot be read as {kinds} ({_line(error)}); replace or remove it") from None
     if image.width * image.height > max_pixels:
-        raise ConfigError(f"{path}: is {_size(image)}, more than data.max_pixels {max_pixels}")
-    if image.getexif().get(0x0112, 1) != 1:
+        raise ConfigError(f"{path}: is {_size(image)}, more than data.max_pixels {max_pixels}; set that or remove it")
+    if image.format != "MPO" and pictures > 1:  # MPO: a photo with a smaller twin
+        raise ConfigError(f"{path}: holds {pictures} pictures; store one")
+    if orientation != 1:
         raise ConfigError(
             f"{path}: is rotated by an EXIF tag that masks do not have; store it rotated, without the tag"
         )
     return image
 
 
-def _decode(path: Path, max_pixels: int) -> Image.Image:
-    image = _open(path, max_pixels)
+def _decode(path: Path, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -> Image.Image:
+    image = _open(path, max_pixels, formats)
     try:
         image.load()
     except Exception as error:

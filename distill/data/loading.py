@@ -4,7 +4,9 @@ anywhere, on any number of workers, and see the same images with the same augmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,7 +71,11 @@ def train_batches(
     timeout_seconds: int,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Endless micro-batches in the sampler's order."""
+    """Endless micro-batches in the sampler's order.
+
+    Raises:
+        ChildProcessError: a worker died or was waited for longer than `timeout_seconds`; names the images.
+    """
     loader = DataLoader(
         _View(dataset, transform, sampler.seed),
         batch_sampler=sampler,
@@ -79,7 +85,21 @@ def train_batches(
         collate_fn=collate,
         generator=torch.Generator(),  # else the iterator would draw from, and move, the global generator
     )
-    return iter(loader)
+    return _watched(iter(loader), copy.copy(sampler), dataset.names)
+
+
+def _watched(batches: Iterator[Batch], sampler: StepSampler, names: Sequence[str]) -> Iterator[Batch]:
+    for keys in sampler:
+        try:
+            yield next(batches)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):
+                raise
+            for worker in multiprocessing.active_children():
+                worker.kill()  # or a stuck one would be waited for when this process ends
+            images = ", ".join(names[index] for _, index in keys)
+            reason = " ".join(str(error).split())
+            raise ChildProcessError(f"{images}: {reason}; see data.num_workers and timeout_seconds") from error
 
 
 def val_batches(
