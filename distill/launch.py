@@ -94,9 +94,11 @@ def lock(folder: Path) -> IO[str]:
     """Keeps other runs out of a folder for as long as the returned file is open; a run that died holds nothing.
 
     Raises:
-        ConfigError: another run is at work in it.
+        ConfigError: another run is at work in it, or it holds a link, through which a run would write elsewhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if links := [path for path in folder.iterdir() if path.is_symlink()]:
+        raise ConfigError(f"{links[0]}: is a link; what is in the folder of a run is its own, so remove it")
     file = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "a+")
     held = weakref.ref(file)
 

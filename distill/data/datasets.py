@@ -230,12 +230,15 @@ def _open(path: Path, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -
         if not 0 < size <= 8 * max_pixels + 1_000_000:
             raise OSError(f"it has {size:,} bytes, more than data.max_pixels can take" if size else "it is empty")
         image = Image.open(path, formats=formats)
+        if image.width * image.height > max_pixels:  # before anything decodes it, as looking for tags does in a PNG
+            more = f"is {_size(image)}, more than data.max_pixels {max_pixels}"
+            raise ConfigError(f"{path}: {more}; set that or remove it")
         pictures, orientation = getattr(image, "n_frames", 1), image.getexif().get(0x0112, 1)
+    except ConfigError:
+        raise
     except Exception as error:  # PIL raises many kinds for broken files
         kinds = ", ".join(formats)
         raise ConfigError(f"{path}: cannot be read as {kinds} ({_line(error)}); replace or remove it") from None
-    if image.width * image.height > max_pixels:
-        raise ConfigError(f"{path}: is {_size(image)}, more than data.max_pixels {max_pixels}; set that or remove it")
     if image.format != "MPO" and pictures > 1:  # MPO: a photo with a smaller twin
         raise ConfigError(f"{path}: holds {pictures} pictures; store one")
     if orientation != 1:
