@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,10 +19,12 @@ from typing import IO, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
+from torch.distributed import TCPStore
 
 from distill.config import Config, ConfigError
 
 T = TypeVar("T")
+ANSWER_SECONDS = 3
 TWO_ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} scripts/distill.py"
 
 
@@ -71,6 +74,18 @@ def asked_of_launcher() -> int | None:
         found = re.search(r"accelerate\S* launch .*--num_processes[ =](\d+)", command)
         return int(found[1]) if found else None
     return None
+
+
+def silent_processes() -> list[int]:
+    """Ranks that do not answer, asked after waiting for one of them was in vain; the launcher keeps the answers."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        return []
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS))
+    store.set(f"here/{rank}", "")
+    time.sleep(ANSWER_SECONDS)  # the others notice at about the same time
+    return [other for other in range(world) if not store.check([f"here/{other}"])]
 
 
 def stop_on_signal() -> Callable[[], bool]:

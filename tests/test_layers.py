@@ -6,10 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
-    {"config", "config_terms", "config_parse", "batch"},
-    {"models", "losses", "metrics", "data"},
+    {"config", "config_terms", "config_parse", "batch", "pictures"},
+    {"models", "losses", "metrics", "data", "media", "scoring"},
     {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report"},
-    {"launch", "train"},
+    {"launch", "train", "smp_folder", "deployed", "predict", "quantize", "inference", "assess"},
     {"results"},
     {"pipeline"},
 ]

@@ -220,7 +220,7 @@ def _match(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     return [(image_of[stem], mask_of[stem]) for stem in image_of]
 
 
-def _open(path: Path, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -> Image.Image:
+def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
     """Reads the header only."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit, from the settings, holds instead
     try:
@@ -248,7 +248,7 @@ def _open(path: Path, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -
     return image
 
 
-def _decode(path: Path, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -> Image.Image:
+def _decode(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
     image = _open(path, max_pixels, formats)
     try:
         image.load()

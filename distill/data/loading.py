@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -80,26 +81,40 @@ def train_batches(
         _View(dataset, transform, sampler.seed),
         batch_sampler=sampler,
         num_workers=num_workers,
+        multiprocessing_context="fork" if num_workers else None,  # a data set is made of closures
         timeout=timeout_seconds if num_workers else 0,
         pin_memory=pin_memory,
         collate_fn=collate,
         generator=torch.Generator(),  # else the iterator would draw from, and move, the global generator
     )
-    return _watched(iter(loader), copy.copy(sampler), dataset.names)
+    batches = iter(loader)
+    return _watched(batches, copy.copy(sampler), dataset.names, timeout_seconds) if num_workers else batches
 
 
-def _watched(batches: Iterator[Batch], sampler: StepSampler, names: Sequence[str]) -> Iterator[Batch]:
+def _watched(
+    batches: Iterator[Batch], sampler: StepSampler, names: Sequence[str], timeout_seconds: int
+) -> Iterator[Batch]:
     for keys in sampler:
+        # The loader's own limit does not hold while a batch is handed over; then a killed worker ends the waiting.
+        alarm = threading.Timer(timeout_seconds + 1, _kill_workers)
+        alarm.start()
         try:
-            yield next(batches)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader"):
+            batch = next(batches)
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
                 raise
-            for worker in multiprocessing.active_children():
-                worker.kill()  # or a stuck one would be waited for when this process ends
+            _kill_workers()  # or a stuck one would be waited for when this process ends
             images = ", ".join(names[index] for _, index in keys)
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or "a worker is gone"
             raise ChildProcessError(f"{images}: {reason}; see data.num_workers and timeout_seconds") from error
+        finally:
+            alarm.cancel()
+        yield batch
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def val_batches(

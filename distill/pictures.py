@@ -1,0 +1,65 @@
+"""Masks made visible: colours, overlays, panels side by side. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+VOID_COLOR = (96, 96, 96)
+GAP, TITLE = 4, 18  # pixels between panels and above them
+
+Palette = Sequence[Sequence[int]]
+
+
+def made_up_palette(classes: int) -> list[tuple[int, int, int]]:
+    """Distinct colours: the bits of the class id spread over the three channels, highest first (as Pascal VOC's)."""
+    colors = []
+    for i in range(1, classes + 1):
+        r, g, b = (sum(((i >> (3 * k + c)) & 1) << (7 - k) for k in range(8)) for c in range(3))
+        colors.append((r, g, b))
+    return colors
+
+
+def color_table(palette: Palette) -> np.ndarray:
+    """The colours of all 256 ids: uint8 `[256, 3]`; those without a class are grey."""
+    table = np.full((256, 3), VOID_COLOR, dtype=np.uint8)
+    table[: len(palette)] = palette
+    return table
+
+
+def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
+    """Class ids uint8 `[H, W]` in colours uint8 `[H, W, 3]`; void is grey."""
+    return color_table(palette)[mask]
+
+
+def palette_image(mask: np.ndarray, palette: Palette) -> Image.Image:
+    """Class ids uint8 `[H, W]` as a picture whose pixels stay ids and that viewers show in colours."""
+    image = Image.fromarray(mask, "L")
+    image.putpalette(color_table(palette).tobytes())
+    return image
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:
+    """The mask's colours over the image.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        mask: uint8 `[H, W]`.
+        palette: a colour a class.
+        opacity: of the colours, 0 to 1.
+    """
+    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, palette)), opacity))
+
+
+def row(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+    """Panels uint8 `[H, W, 3]` of one size from left to right, with a title above each: uint8 `[H', W', 3]`."""
+    height, width = panels[0].shape[:2]
+    canvas = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + TITLE), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for i, (title, panel) in enumerate(zip(titles, panels, strict=True)):
+        left = i * (width + GAP)
+        canvas.paste(Image.fromarray(panel), (left, TITLE))
+        draw.text((left + 2, 1), title, fill="black", font=font)
+    return np.asarray(canvas)

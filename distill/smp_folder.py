@@ -1,0 +1,65 @@
+"""A folder written by SMP's `save_pretrained`, asked like an ONNX file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+
+from distill import models
+from distill.config import ConfigError, NetworkConfig
+from distill.pictures import made_up_palette
+
+
+class SmpFolder:
+    """The network in a folder, on the GPU if there is one; see `deployed.Segmenter`.
+
+    Normalisation is that of the folder's `albumentations_config_eval.json`, ImageNet's if it has none; colours are
+    made up.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, and `id2label.json` if the classes have names.
+    """
+
+    def __init__(self, folder: Path):
+        self.classes = class_names(folder)
+        self.palette = made_up_palette(len(self.classes))
+        usual = NetworkConfig()
+        self.network = models.load(folder, self.classes, usual.mean, usual.std)
+        self.network.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.lock = Lock()  # torch spreads one image over the cores; several at once would only share them
+
+    @torch.no_grad()
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        return self._upsampled(image).cpu().numpy()
+
+    @torch.no_grad()
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        return self._upsampled(image).max(0).indices.byte().cpu().numpy()
+
+    def _upsampled(self, image: np.ndarray) -> torch.Tensor:
+        batch = torch.tensor(image[None], device=self.network.mean.device).permute(0, 3, 1, 2)
+        with self.lock:
+            return self.network(batch).upsampled()[0]
+
+
+def class_names(folder: Path) -> list[str]:
+    """Names by id from `id2label.json`; `class 0`, `class 1`, … if there is none.
+
+    Raises:
+        ConfigError: a file that does not say what it should.
+    """
+    path = folder / "id2label.json"
+    try:
+        if path.is_file():
+            names = json.loads(path.read_text(encoding="utf-8"))
+            return [str(names[str(i)]) for i in range(len(names))]
+        path = folder / "config.json"
+        return [f"class {i}" for i in range(json.loads(path.read_text(encoding="utf-8"))["classes"])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: says nothing of the classes ({type(error).__name__}: {error})") from None

@@ -1,0 +1,163 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import onnx_files
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from distill import assess
+from distill.data import Dataset
+from distill.deployed import OnnxModel
+from distill.inference import latencies, sizes
+from distill.scoring import BoundaryIoU, Calibration
+
+
+def images(count=3, height=30, width=44):
+    generator = np.random.default_rng(0)
+    pairs = []
+    for _ in range(count):
+        image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        mask = generator.integers(0, 4, (height, width), dtype=np.uint8)
+        pairs.append((image, np.where(mask == 3, np.uint8(255), mask)))
+    return Dataset([f"i{n}" for n in range(count)], lambda i: pairs[i], [()] * count, lambda i: None)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return OnnxModel(onnx_files.write(tmp_path / "model.onnx"))
+
+
+def boundary_by_hand(mask, classes, reach):
+    """Pixels of each class from which another class or the outside is at most `reach` away, walking over squares."""
+    height, width = mask.shape
+    near = {c: set() for c in range(classes)}
+    for y in range(height):
+        for x in range(width):
+            window = [(y + i, x + j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1)]
+            inside = all(0 <= a < height and 0 <= b < width and mask[a, b] == mask[y, x] for a, b in window)
+            if mask[y, x] < classes and not inside:
+                near[int(mask[y, x])].add((y, x))
+    return near
+
+
+def test_boundary_iou_against_walking_over_pixels():
+    generator = np.random.default_rng(0)
+    truth, guess = (np.kron(generator.integers(0, 3, (4, 5)), np.ones((8, 9))).astype(np.uint8) for _ in range(2))
+    truth[3:6, 10:20] = 255
+    found = BoundaryIoU(4)
+    found.add(guess, truth)
+    reach = max(1, round(0.02 * math.hypot(*truth.shape)))
+    near_truth = boundary_by_hand(truth, 4, reach)
+    near_guess = boundary_by_hand(np.where(truth == 255, 255, guess), 4, reach)
+    for c in range(3):
+        expected = len(near_truth[c] & near_guess[c]) / len(near_truth[c] | near_guess[c])
+        assert found.iou[c] == pytest.approx(expected)
+    assert found.iou[3] is None
+    assert found.mean == pytest.approx(sum(found.iou[:3]) / 3)
+
+
+def test_boundary_iou_sees_what_iou_does_not():
+    truth = np.zeros((100, 100), np.uint8)
+    truth[10:90, 10:90] = 1
+    guess = np.zeros_like(truth)
+    guess[13:87, 13:87] = 1
+    found = BoundaryIoU(2)
+    found.add(guess, truth)
+    assert found.iou[1] < 0.1 < 0.85 < 74**2 / 80**2
+
+
+def test_calibration_error_by_hand():
+    confidence = np.array([[0.9, 0.9, 0.9, 0.9, 0.31, 0.99]], np.float32)
+    prediction = np.array([[1, 1, 1, 1, 0, 0]], np.uint8)
+    mask = np.array([[1, 1, 1, 0, 0, 255]], np.uint8)
+    calibration = Calibration(10)
+    calibration.add(confidence, prediction, mask)
+    assert calibration.error == pytest.approx((4 * abs(0.75 - 0.9) + abs(1 - 0.31)) / 5, abs=1e-6)
+
+
+def test_a_confidence_of_one_falls_into_the_last_bin():
+    calibration = Calibration(15)
+    calibration.add(np.ones((2, 2)), np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8))
+    assert calibration.error == 0
+
+
+def test_assessment_of_a_network_that_is_its_own_teacher(model):
+    dataset = images()
+    found = assess.assess(3, assess.plain(model), dataset, model)
+    assert found.agreement == 1
+    matrix = np.zeros((3, 3), int)
+    for i in range(len(dataset)):
+        image, mask = dataset.read(i)
+        np.add.at(matrix, (mask[mask < 3], model.mask(image)[mask < 3]), 1)
+    assert (found.scores.matrix.numpy() == matrix).all()
+    assert len(found.image_iou) == 3
+
+
+def test_values_that_are_not_finite_name_the_image(model):
+    with pytest.raises(FloatingPointError, match="i0"):
+        assess.assess(3, lambda image: torch.full((3, 30, 44), float("nan")), images())
+
+
+@pytest.mark.parametrize("window", [(30, 44), (64, 64), (12, 16), (7, 44)])
+def test_windows_cover_every_pixel_once_or_more(window):
+    def position(image):  # what is seen through a window is what is there
+        return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
+
+    seen = []
+    image = images().read(0)[0]
+    found = assess.sliding(lambda part: seen.append(part.shape[:2]) or position(part), window)(image)
+    assert torch.allclose(found, position(image))
+    assert set(seen) == {(min(30, window[0]), min(44, window[1]))}
+
+
+def test_mirrored_views_are_mirrored_back(model):
+    plain = assess.plain(model)
+    image = images().read(0)[0]
+    both = assess.augmented(plain, [1.0], flip=True)(image)
+    mirrored = plain(np.ascontiguousarray(image[:, ::-1])).flip(-1)
+    assert torch.allclose(both, (plain(image) + mirrored) / 2, atol=1e-6)
+    assert torch.allclose(both.flip(-1), assess.augmented(plain, [1.0], True)(image[:, ::-1].copy()), atol=1e-6)
+    scaled = assess.augmented(plain, [0.5, 1.0, 1.5], flip=False)(image)
+    assert scaled.shape == (3, 30, 44)
+    assert torch.allclose(scaled.sum(0), torch.ones(30, 44), atol=1e-5)
+
+
+def test_the_script(tmp_path):
+    folder = tmp_path / "data"
+    dataset = images()
+    model = onnx_files.write(tmp_path / "model.onnx")
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for i in range(len(dataset)):
+            image, mask = dataset.read(i)
+            Image.fromarray(image).save(folder / split / "images" / f"{i}.png")
+            Image.fromarray(OnnxModel(model).mask(image) if i else mask).save(folder / split / "masks" / f"{i}.png")
+    data = ["--data.format=folders", f"--data.root={folder}", f"--data.classes={json.dumps(onnx_files.CLASSES)}"]
+    script = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(model)]
+    options = ["--teacher", str(model), "--worst=1", "--num_threads=1"]
+    done = subprocess.run([*script, *options, *data], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert numbers["agreement"] == 1
+    assert numbers["images"]["1"] == numbers["images"]["2"] == 1 > numbers["images"]["0"]
+    assert f"mIoU {100 * numbers['mean_iou']:.2f} over 3 of 3 classes, 3 images" in done.stdout
+    assert [p.name for p in (tmp_path / "evaluation" / "worst").iterdir()] == ["01_0.png"]
+    other = [*data[:2], '--data.classes=["a","b"]']
+    refused = subprocess.run([*script, *other], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert "has the classes ['sky', 'land', 'sea'], the data ['a', 'b']" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_latencies_and_sizes(tmp_path):
+    path = onnx_files.write(tmp_path / "model.onnx")
+    rows = latencies({}, {"student": path}, images().read(0)[0], threads=[1, 2], repeat=3)
+    assert [(r["name"], r["engine"], r["threads"]) for r in rows] == [("student", "onnxruntime", n) for n in (1, 2)]
+    assert all(0 < r["fastest"] <= r["milliseconds"] for r in rows)
+    assert sizes({}, {"student": path}, (30, 44)) == {"student": {"bytes": path.stat().st_size}}

@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import onnx
+import onnx_files
+import pytest
+from PIL import Image
+
+from distill import quantize
+from distill.data import Dataset
+from distill.deployed import OnnxModel
+from distill.export import ExportError
+
+
+def scenes(labels: OnnxModel, count: int, seed: int) -> Dataset:
+    """Blurred noise, labelled by the float file itself, so that this one scores 1."""
+    generator = np.random.default_rng(seed)
+    images = []
+    for _ in range(count):
+        small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        images.append(np.asarray(small.resize((56, 40), Image.Resampling.BICUBIC)))
+    names = [str(i) for i in range(count)]
+    return Dataset(names, lambda i: (images[i], labels.mask(images[i])), [()] * count, lambda i: None)
+
+
+@pytest.fixture
+def student(tmp_path):
+    return onnx_files.write(tmp_path / "model.onnx")
+
+
+def run(student, **options):
+    model = OnnxModel(student)
+    train, val = scenes(model, 4, 0), scenes(model, 3, 1)
+    return quantize.quantize_onnx(student, student.with_name("model.int8.onnx"), train, val, **options)
+
+
+def test_same_contract_and_a_proof_that_holds(student):
+    result = run(student, max_lost=0.05)
+    before, after = OnnxModel(student), OnnxModel(student.with_name("model.int8.onnx"))
+    assert after.outputs == before.outputs
+    assert (after.input, after.size, after.classes, after.palette) == (
+        before.input,
+        before.size,
+        before.classes,
+        before.palette,
+    )
+    assert set(result["tried"]) == {"minmax", "entropy", "percentile"}
+    assert result["tried"][result["method"]] == max(result["tried"].values()) == result["mean_iou"]
+    assert result["float_layers"] == []
+    assert result["float_mean_iou"] == 1
+    assert 0 <= result["mean_iou_lost"] <= 0.05
+    assert 0.95 < result["argmax_agreement"] <= 1
+    assert result["bytes"] == after.path.stat().st_size
+    recorded = json.loads(after.session.get_modelmeta().custom_metadata_map["quantization"])
+    assert recorded["method"] == result["method"]
+    assert sorted(p.name for p in student.parent.iterdir()) == ["model.int8.onnx", "model.onnx"]
+
+
+def test_weights_are_signed_per_channel_and_activations_unsigned(student):
+    run(student, methods=["minmax"], max_lost=1)
+    graph = onnx.load(student.with_name("model.int8.onnx")).graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 2
+    for node in convolutions:
+        activation, weight = (producers[name] for name in node.input[:2])
+        assert activation.op_type == weight.op_type == "DequantizeLinear"
+        assert constants[weight.input[0]].dtype == np.int8
+        assert constants[weight.input[1]].shape == constants[weight.input[0]].shape[:1]
+        assert constants[activation.input[2]].dtype == np.uint8
+    assert [node.op_type for node in graph.node if node.op_type in ("Sub", "Div", "ArgMax")] == ["Sub", "Div", "ArgMax"]
+
+
+def test_only_what_lies_between_the_weighted_layers_is_quantised():
+    assert quantize.quantizable(onnx_files.build().graph) == {"conv2": ["conv2"], "conv1": ["relu", "conv1"]}
+
+
+def test_layers_that_cost_too_much_stay_in_float_and_are_named(student):
+    lines = []
+    free = run(student, methods=["minmax"], max_lost=1)
+    result = run(student, methods=["minmax"], max_lost=free["mean_iou_lost"] * 0.9, say=lines.append)
+    assert len(result["float_layers"]) == 1
+    assert result["mean_iou_lost"] <= free["mean_iou_lost"] * 0.9
+    assert result["layers"] + len(result["float_layers"]) == free["layers"]
+    assert "in float: mIoU" in lines[-1]
+
+
+class HalfRight:
+    """The float file right everywhere, all others half of the time."""
+
+    calls = 0
+
+    def __call__(self, path, dataset):
+        self.calls += 1
+        right = quantize.torch.eye(3, dtype=quantize.torch.int64)
+        return right if path.name == "model.onnx" else right + 1
+
+
+def test_nothing_is_published_if_no_choice_holds(student, monkeypatch):
+    monkeypatch.setattr(quantize, "_confusion", lost := HalfRight())
+    with pytest.raises(ExportError, match=r"8 bits lose over 0\.50 points of mIoU"):
+        run(student, methods=["minmax"])
+    assert lost.calls > 2
+    assert [p.name for p in student.parent.iterdir()] == ["model.onnx"]
+
+
+def test_outputs_that_are_not_finite_are_not_published(student, monkeypatch):
+    monkeypatch.setattr(quantize.np, "isfinite", lambda values: np.array([False]))
+    with pytest.raises(ExportError, match="not finite"):
+        run(student, methods=["minmax"], max_lost=1)
+    assert not student.with_name("model.int8.onnx").exists()
+
+
+def test_calibration_images_are_spread_over_the_set():
+    assert quantize._spread(10, 4) == [0, 2, 5, 7]
+    assert quantize._spread(3, 64) == [0, 1, 2]
