@@ -1,0 +1,245 @@
+"""Every guard is worth its lines: taken out of a copy of the code, some test turns red."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import ROOT, Figure
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Some text of a file that is replaced, and the tests of which one must notice."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: str
+
+
+CHECKPOINT, TRAIN, DATA = "tests/test_checkpoint.py", "tests/test_train.py", "tests/test_data.py"
+FAULTS = "tests/faults/"
+SAME_BITS = f"{TRAIN} -k same_bits"
+EXACT = f"{FAULTS}test_exactness.py -k micro_batches"
+GUARDS = [
+    Guard("sha256 of each file", "checkpoint.py", "if _digest(folder / name) != digest:", "if False:", CHECKPOINT),
+    Guard(
+        "checksum of the manifest",
+        "checkpoint.py",
+        '!= f"{sha256(folder / MANIFEST)}  {MANIFEST}\\n"',
+        "== 0",
+        CHECKPOINT,
+    ),
+    Guard("no file but those listed", "checkpoint.py", "if names != set(files):", "if False:", CHECKPOINT),
+    Guard(
+        "rename into place", "checkpoint.py", "temporary.rename(final)", "shutil.copytree(temporary, final)", CHECKPOINT
+    ),
+    Guard(
+        "prune after the save",
+        "checkpoint.py",
+        "there = self.list()",
+        "there = [*self.list()[-1:], *self.list()]",
+        CHECKPOINT,
+    ),
+    Guard("all bad is an error", "checkpoint.py", "if refused:", "if False:", CHECKPOINT),
+    Guard("other settings are refused", "checkpoint.py", "if changed:", "if False:", CHECKPOINT),
+    Guard(
+        "weights_only", "checkpoint.py", "weights_only=True", "weights_only=False", f"{FAULTS}test_hostile.py -k pickle"
+    ),
+    Guard(
+        "plain files only",
+        "checkpoint.py",
+        "path.is_symlink() or not path.is_file()",
+        "False",
+        f"{FAULTS}test_hostile.py -k link",
+    ),
+    Guard(
+        "states beyond the newest do not count",
+        "checkpoint.py",
+        "there[: there.index(final) + 1]",
+        "there",
+        f"{FAULTS}test_hostile.py -k refused_state",
+    ),
+    Guard(
+        "optimizer goes on", "train.py", 'optimizer.load_state_dict(state.optimizer["optimizer"])', "pass", SAME_BITS
+    ),
+    Guard("moving average goes on", "train.py", 'ema.module.load_state_dict(state.tensors["ema"])', "pass", SAME_BITS),
+    Guard("best weights go on", "train.py", 'state.tensors.get("best", {})', "{}", SAME_BITS),
+    Guard("data goes on at its step", "train.py", "config.seed, start_step, rank", "config.seed, 0, rank", SAME_BITS),
+    Guard("dropout from the step", "train.py", "torch.manual_seed(step_seed(", "(step_seed(", SAME_BITS),
+    Guard(
+        "pixels counted over processes",
+        "train.py",
+        'counts = accelerator.reduce(counts, "sum").clamp(min=1)',
+        "counts = counts.clamp(min=1) * accelerator.num_processes",
+        EXACT,
+    ),
+    Guard(
+        "pixels counted over micro-batches",
+        "train.py",
+        "for batch in micro_batches]).sum(0)",
+        "for batch in micro_batches])[0]",
+        EXACT,
+    ),
+    Guard("gradients wait for the last micro-batch", "train.py", "training.optimizer.zero_grad()", "pass", EXACT),
+    Guard("loss and gradient are finite", "train.py", "if votes[0]:", "if False:", f"{TRAIN} -k finite"),
+    Guard("stopping saves", "train.py", "done == steps or stop:", "done == steps:", SAME_BITS),
+    Guard(
+        "TensorBoard hides what is done again",
+        "tracking.py",
+        '"purge_step": first_step',
+        '"purge_step": None',
+        f"{FAULTS}test_signals.py -k going_on",
+    ),
+    Guard(
+        "a share of its own for each process",
+        "data/loading.py",
+        "range(rank, len(dataset), world)",
+        "range(0, len(dataset), world)",
+        f"{FAULTS}test_exactness.py -k scores",
+    ),
+    Guard(
+        "void counts in no score",
+        "metrics.py",
+        "torch.where(mask < UNLABELLED, mask, classes)",
+        "mask % classes",
+        "tests/test_metrics.py",
+    ),
+    Guard("order from seed and epoch", "data/loading.py", "[self.seed, epoch]", "[self.seed]", DATA),
+    Guard(
+        "augmentation from its key",
+        "data/transforms.py",
+        "np.random.SeedSequence(list(key))",
+        "np.random.SeedSequence([0])",
+        DATA,
+    ),
+    Guard(
+        "formats of a closed list",
+        "data/datasets.py",
+        "Image.open(path, formats=formats)",
+        "Image.open(path)",
+        f"{FAULTS}test_bad_files.py -k bad_files",
+    ),
+    Guard(
+        "only files are opened",
+        "data/datasets.py",
+        "if not path.is_file():  #",
+        "if False:  #",
+        f"{FAULTS}test_bad_files.py -k bad_files",
+    ),
+    Guard("size before decoding", "data/datasets.py", "image.width * image.height > max_pixels", "False", DATA),
+    Guard("labels of the list", "data/datasets.py", "if (ids < 0).any():", "if False:", DATA),
+    Guard(
+        "labels below zero",
+        "data/datasets.py",
+        "raw.clip(-1, LABELS)",
+        "raw.clip(0, LABELS)",
+        f"{FAULTS}test_bad_files.py -k bad_files",
+    ),
+    Guard("one image in one split", "data/datasets.py", 'if split == "val" and digest in seen:', "if False:", DATA),
+    Guard("EXIF", "data/datasets.py", "if orientation != 1:", "if False:", DATA),
+    Guard(
+        "8 bits a channel",
+        "data/datasets.py",
+        "if image.mode in DEEP_MODES:",
+        "if False:",
+        f"{FAULTS}test_bad_files.py -k bad_files",
+    ),
+    Guard(
+        "no aliases", "config_parse.py", "if self.check_event(yaml.AliasEvent):", "if False:", "tests/test_config.py"
+    ),
+    Guard("no key twice", "config_parse.py", "if key.value in seen:", "if False:", "tests/test_config.py"),
+    Guard(
+        "size of a config",
+        "config_parse.py",
+        "file.stat().st_size > MAX_CONFIG_BYTES",
+        "False",
+        f"{FAULTS}test_hostile.py -k yaml",
+    ),
+    Guard(
+        "the lock",
+        "launch.py",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "tests/test_pipeline.py -k two_runs",
+    ),
+    Guard(
+        "workers let the lock go",
+        "launch.py",
+        "os.register_at_fork(after_in_child=let_go)",
+        "pass",
+        f"{FAULTS}test_hostile.py -k orphan",
+    ),
+    Guard(
+        "the launcher's death is noticed",
+        "launch.py",
+        "ctypes.CDLL(None).prctl(1, signal.SIGTERM)",
+        "pass",
+        f"{FAULTS}test_signals.py -k launcher",
+    ),
+    Guard(
+        "as many processes as asked for",
+        "launch.py",
+        "if accelerator.num_processes < asked:",
+        "if False:",
+        "tests/test_pipeline.py -k fewer",
+    ),
+    Guard(
+        "near chance",
+        "teacher.py",
+        "if scores.mean_iou < NEAR_CHANCE * scores.chance:",
+        "if False:",
+        "tests/test_pipeline.py -k chance",
+    ),
+]
+
+
+def guards(names: Sequence[str], folder: Path) -> Figure:
+    """Takes guards out, one at a time, and runs the tests that should notice."""
+    copy = folder / "copy"
+    for part in ("distill", "tests", "scripts"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    unnoticed = []
+    for guard in (guard for guard in GUARDS if guard.name in names):
+        path = copy / "distill" / guard.file
+        whole = path.read_text()
+        assert whole.count(guard.text) == 1, f"{guard.name}: {guard.text!r} stands {whole.count(guard.text)} times"
+        path.write_text(whole.replace(guard.text, guard.instead))
+        tests = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *guard.tests.split()]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        result = subprocess.run(tests, cwd=copy, env=environment, capture_output=True, text=True, timeout=900)
+        path.write_text(whole)
+        if result.returncode != 1:  # 1: tests failed; others: nothing was run
+            unnoticed.append(f"{guard.name}: {guard.tests} ended with {result.returncode}")
+    return Figure(
+        "guards taken out one by one that no test noticed",
+        "0",
+        f"{len(unnoticed)} / {len(names)}",
+        not unnoticed,
+        unnoticed,
+        {"guards": {guard.name: guard.tests for guard in GUARDS if guard.name in names}},
+    )
+
+
+def test_every_guard_is_where_it_was():
+    for guard in GUARDS:
+        text = (ROOT / "distill" / guard.file).read_text()
+        assert text.count(guard.text) == 1, guard.name
+
+
+def test_a_guard_taken_out_is_noticed(tmp_path):
+    figure = guards(["size before decoding"], tmp_path)
+    assert figure.ok, figure.failures
+
+
+@pytest.mark.faults
+def test_no_guard_is_idle(tmp_path):
+    figure = guards([guard.name for guard in GUARDS], tmp_path)
+    assert figure.ok, "\n".join(figure.failures)

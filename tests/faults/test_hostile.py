@@ -1,0 +1,326 @@
+"""Hostile files: none runs code, fetches something, eats memory, hangs the run or changes a file outside its folder."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config
+from harness import Figure, Launch
+from safetensors.torch import save_file
+from test_bad_files import BAD, SETTINGS, draw
+from test_checkpoint import checkpoints, state
+
+from distill import models
+from distill.checkpoint import CHECKSUM, MANIFEST, sha256, write_json
+from distill.config import Config
+from distill.config_parse import parse
+from distill.data import check_splits, open_splits
+from distill.launch import lock
+from distill.pipeline import main
+
+MEMORY_MB, SECONDS = 300, 60
+CLASSES = ["a", "b"]
+
+
+class Evil:
+    """What unpickles to a file named after the variable MARKER: proof that code ran."""
+
+    def __reduce__(self):
+        return os.system, ('touch "$MARKER"',)
+
+
+def zipped(content: bytes) -> bytes:
+    """A pickle in the archive that torch.save writes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """An archive of a megabyte whose pickle is a gigabyte."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w") as file:
+            for _ in range(1024):
+                file.write(bytes(1 << 20))
+        archive.writestr("archive/version", "3\n")
+    return buffer.getvalue()
+
+
+def forged(folder: Path, name: str, content: bytes) -> None:
+    """Loads a state one of whose files was replaced, with a manifest and checksum that agree."""
+    checkpoints(folder).save(state(1))
+    place = folder / "checkpoint-0000001"
+    (place / name).write_bytes(content)
+    manifest = json.loads((place / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": sha256(place / name)}
+    write_json(place / MANIFEST, manifest)
+    (place / CHECKSUM).write_text(f"{sha256(place / MANIFEST)}  {MANIFEST}\n")
+    checkpoints(folder).load()
+
+
+def manifest(folder: Path, content: str) -> None:
+    """Loads a state whose manifest was replaced, with a checksum that agrees."""
+    checkpoints(folder).save(state(1))
+    place = folder / "checkpoint-0000001"
+    (place / MANIFEST).write_text(content)
+    (place / CHECKSUM).write_text(f"{sha256(place / MANIFEST)}  {MANIFEST}\n")
+    checkpoints(folder).load()
+
+
+def linked(folder: Path, name: str, target: str) -> None:
+    """Loads a state one of whose files is a link."""
+    checkpoints(folder).save(state(1))
+    path = folder / "checkpoint-0000001" / name
+    path.unlink()
+    path.symlink_to(target)
+    checkpoints(folder).load()
+
+
+def teacher(folder: Path, change: Callable[[Path], object], **config) -> None:
+    """Loads a teacher whose folder was tampered with."""
+    folder.mkdir()
+    network = Config().student
+    network.encoder_name = "tu-test_resnet"
+    models.save(models.build(network, CLASSES), folder)
+    settings = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(settings))
+    change(folder)
+    models.load(folder, CLASSES, (0, 0, 0), (1, 1, 1))
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+
+
+def settings(folder: Path, text: str | bytes) -> None:
+    """Reads a file of settings."""
+    folder.mkdir()
+    path = folder / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    parse(["--config", str(path)])
+
+
+def giant_settings(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "c.yaml").touch()
+    os.truncate(folder / "c.yaml", 1 << 34)
+    parse(["--config", str(folder / "c.yaml")])
+
+
+def data(folder: Path, name: str) -> None:
+    """Looks at a data set with a bad file."""
+    BAD[name][0](draw(folder))
+    config = tiny_config(folder / "run", data__root=folder, **SETTINGS)
+    check_splits(open_splits(config.data), "full")
+
+
+def webp(folder: Path) -> None:
+    """A WebP of 50 bytes that claims 16,383 × 16,383 pixels."""
+    size = (16382).to_bytes(3, "little")
+    chunk = b"VP8X" + (10).to_bytes(4, "little") + b"\x02\0\0\0" + size + size
+    chunk += b"ANIM" + (6).to_bytes(4, "little") + bytes(6)
+    (draw(folder) / "train/images/scene_2.jpg").write_bytes(
+        b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+    )
+    config = tiny_config(folder / "run", data__root=folder, **SETTINGS)
+    check_splits(open_splits(config.data), "full")
+
+
+def victim(folder: Path, name: str) -> None:
+    """Starts a run in a folder one of whose files is a link to somebody else's."""
+    theirs, run = folder / "theirs", folder / "run"
+    run.mkdir(parents=True)
+    theirs.write_text("precious")
+    (run / "config.yaml").touch()
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(theirs)
+    try:
+        code = main(tiny_config(run, kd__weight=0.0, cross_entropy__weight=1, teacher__max_train_steps=1))
+        if code:
+            raise ValueError("refused")
+    finally:
+        if theirs.read_text() != "precious":
+            Path(os.environ["MARKER"]).touch()
+
+
+PICKLES = {"a pickle": pickle.dumps(Evil()), "a pickle in an archive": zipped(pickle.dumps(Evil()))}
+NESTED = "[" * 100_000
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    **{
+        f"{kind} as {name} of a state": lambda folder, name=name, content=content: forged(folder, name, content)
+        for name in ("optimizer.pt", "model.safetensors", "best.safetensors")
+        for kind, content in PICKLES.items()
+    },
+    "a bomb as optimizer.pt of a state": lambda folder: forged(folder, "optimizer.pt", bomb()),
+    "a header of 2^60 bytes in safetensors": lambda folder: forged(
+        folder, "model.safetensors", (1 << 60).to_bytes(8, "little") + b"{}"
+    ),
+    "a deep manifest": lambda folder: manifest(folder, NESTED),
+    "a manifest of 100 MB": lambda folder: manifest(folder, json.dumps("x" * 100_000_000)),
+    "a link to a device in a state": lambda folder: linked(folder, "model.safetensors", "/dev/zero"),
+    "a link out of a state": lambda folder: linked(folder, "optimizer.pt", "/etc/passwd"),
+    "a pickle as a teacher's weights": lambda folder: teacher(
+        folder, lambda f: (f / "model.safetensors").write_bytes(PICKLES["a pickle"])
+    ),
+    "a pickle instead of a teacher's weights": lambda folder: teacher(folder, only_a_pickle),
+    **{
+        f"a teacher of class {name}": lambda folder, name=name: teacher(folder, lambda _: None, _model_class=name)
+        for name in ("from_pretrained", "encoders", "__builtins__", "os.system")
+    },
+    "a teacher that wants weights from the network": lambda folder: teacher(
+        folder, lambda _: None, encoder_name="resnet18", encoder_weights="imagenet"
+    ),
+    "a teacher whose encoder is on the network": lambda folder: teacher(
+        folder, lambda _: None, encoder_name="tu-hf-hub:nobody/nothing"
+    ),
+    "a teacher of gigabytes": lambda folder: teacher(folder, lambda _: None, decoder_segmentation_channels=4096),
+    "a deep list of class names": lambda folder: teacher(folder, lambda f: (f / "id2label.json").write_text(NESTED)),
+    "a YAML tag that applies": lambda folder: settings(
+        folder, "seed: !!python/object/apply:os.system ['touch $MARKER']"
+    ),
+    "a YAML tag that builds": lambda folder: settings(folder, "seed: !!python/object/new:os.system ['touch $MARKER']"),
+    "a YAML tag that names": lambda folder: settings(folder, "seed: !!python/name:os.system"),
+    "YAML aliases": lambda folder: settings(
+        folder, "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    ),
+    "deep YAML": lambda folder: settings(folder, NESTED),
+    "a YAML key that is a list": lambda folder: settings(folder, "? [a, b]\n: 1"),
+    "YAML that names a class": lambda folder: settings(folder, "kd: {class_path: os.system, init_args: {command: ls}}"),
+    "YAML that names a class in options": lambda folder: settings(
+        folder, "student: {options: {class_path: subprocess.Popen, init_args: {args: [touch, x]}}, learning_rate: -1}"
+    ),
+    "YAML that takes a device for a section": lambda folder: settings(folder, "data: /dev/zero"),
+    "YAML that reads itself": lambda folder: settings(folder, f"config: {folder / 'c.yaml'}"),
+    "a YAML file of 16 GB": giant_settings,
+    "a YAML file that is a device": lambda folder: parse(["--config", "/dev/zero"]),
+    "YAML in other bytes": lambda folder: settings(folder, b"seed: \xff\xfe\0"),
+    "code among the augmentations": lambda folder: settings(folder, "data: {augmentations: os.system}"),
+    **{
+        name: lambda folder, name=name: data(folder, name)
+        for name in BAD
+        if "bomb" in name or "link" in name or name in ("a pipe", "a huge file", "a PostScript program")
+    },
+    "a bomb of a WebP": webp,
+    "a lock that is a link": lambda folder: victim(folder, ".lock"),
+    "settings that are a link": lambda folder: victim(folder, "config.yaml"),
+}
+
+
+def hostile(names: Sequence[str], folder: Path) -> Figure:
+    """Gives each file to the code that reads it, in a process of its own that is watched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    failures, most = [], 0.0
+    for i, name in enumerate(names):
+        marker, report, log = (folder / f"{i}.{what}" for what in ("marker", "json", "log"))
+        environment = {"MARKER": str(marker), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+        launch = Launch(_meet, (name, folder / str(i), report), 1, log, environment)
+        try:
+            launch.wait(SECONDS)
+        except TimeoutError:
+            failures.append(f"{name}: still at it after {SECONDS} s")
+            continue
+        told = json.loads(report.read_text()) if report.exists() else {"error": None, "grown_mb": float("inf")}
+        most = max(most, told["grown_mb"])
+        if marker.exists():
+            failures.append(f"{name}: ran code, asked the network or changed a file of somebody else")
+        elif told["grown_mb"] > MEMORY_MB:
+            failures.append(f"{name}: took {told['grown_mb']:.0f} MB")
+        elif told["error"] is None:
+            failures.append(f"{name}: was accepted")
+    return Figure(
+        "hostile files (pickles, YAML, images, links) that ran code, asked the network or ate memory",
+        "0",
+        f"{len(failures)} / {len(names)}",
+        not failures,
+        failures,
+        {"most_memory_mb": round(most)},
+    )
+
+
+def _meet(name: str, folder: Path, report: Path) -> None:
+    """In a process of its own: what the file does to memory, and the error that ends it."""
+
+    def no_network(*_: object, **__: object) -> None:
+        Path(os.environ["MARKER"]).touch()
+        raise OSError("no network here")
+
+    socket.getaddrinfo = socket.create_connection = no_network  # type: ignore[assignment]
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))  # a fuse for the machine
+    Path("/proc/self/clear_refs").write_text("5")  # starts the measurement of the peak anew
+    before, error = _peak_mb(), None
+    try:
+        HOSTILE[name](folder)
+    except (Exception, SystemExit) as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    report.write_text(json.dumps({"error": error, "grown_mb": _peak_mb() - before}))
+
+
+def _peak_mb() -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def _names(*words: str) -> list[str]:
+    return [name for name in HOSTILE if any(word in name for word in words)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [_names("pickle", "safetensors"), _names("YAML"), _names("link"), _names("bomb", "pipe", "huge", "PostScript")],
+    ids=["pickle", "yaml", "link", "bomb"],
+)
+def test_hostile_files_do_nothing(tmp_path, names):
+    figure = hostile(names, tmp_path)
+    assert figure.ok, "\n".join(figure.failures)
+
+
+@pytest.mark.faults
+def test_no_hostile_file_does_anything(tmp_path):
+    figure = hostile(list(HOSTILE), tmp_path)
+    assert figure.ok, "\n".join(figure.failures)
+
+
+def test_a_refused_state_does_not_push_out_a_good_one(tmp_path):
+    states = checkpoints(tmp_path, limit=1)
+    states.save(state(1))
+    states.save(state(4))
+    (tmp_path / "checkpoint-0000004" / MANIFEST).write_text("{}")
+    states.save(state(2))
+    assert [path.name for path in states.list()] == ["checkpoint-0000002"]
+    assert states.load().step == 2
+
+
+def test_an_orphan_of_the_run_does_not_hold_its_lock(tmp_path):
+    held = lock(tmp_path)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, b"!")
+        time.sleep(30)
+        os._exit(0)
+    os.read(read, 1)
+    held.close()
+    try:
+        lock(tmp_path).close()
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+def test_weights_may_hold_what_torch_saves(tmp_path):
+    save_file({"w": torch.ones(3)}, tmp_path / "a.safetensors")
+    checkpoints(tmp_path / "states").save(state(1))
+    assert checkpoints(tmp_path / "states").load().step == 1
