@@ -6,13 +6,15 @@ place, and only then are older ones removed. Reading verifies the manifest and f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from distill.config import ConfigError
 
 MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
 MAX_MANIFEST_BYTES = 1_000_000
+BYTES_BESIDE_TENSOR = 1_000  # its name, shape and place, and what fills up a block
 
 
 @dataclass
@@ -38,12 +41,14 @@ class State:
         tensors: named groups of tensors (`model`, `ema`, `best`).
         optimizer: state dict of the optimizer (and of the gradient scaler).
         best: best validation mIoU so far and its step.
+        changes: settings that were allowed to change on the way: `{"step": …, "settings": {name: [before, after]}}`.
     """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     optimizer: dict[str, Any]
     best: dict[str, float] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Checkpoints:
@@ -55,6 +60,7 @@ class Checkpoints:
         facts: what may alter the bits but not the result (versions, threads); noted when it differs.
         limit: how many states are kept.
         note: called with a line worth telling the user.
+        allowed: settings that may differ all the same.
     """
 
     def __init__(
@@ -64,21 +70,22 @@ class Checkpoints:
         facts: Mapping[str, Any],
         limit: int,
         note: Callable[[str], None] = print,
+        allowed: Collection[str] = (),
     ):
-        self.folder, self.limit, self.note = folder, limit, note
+        self.folder, self.limit, self.note, self.allowed = folder, limit, note, allowed
         self.settings, self.facts = json_like(settings), json_like(facts)
 
     def save(self, state: State) -> None:
         """Writes a state and removes those beyond the limit; when it raises, the older ones are untouched.
 
         Raises:
-            OSError: no space, or the folder cannot be written; names it and the bytes needed.
+            OSError: no space, or the folder cannot be written; names it and the bytes needed and free.
         """
         final = self.folder / f"checkpoint-{state.step:07d}"
         temporary = self.folder / f".{final.name}.tmp"
-        try:
-            for stale in self.folder.glob(".checkpoint-*.tmp"):
-                shutil.rmtree(stale)
+        for stale in self.folder.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(stale)
+        with writing(final, size_of(state.tensors) + size_of(state.optimizer)):
             temporary.mkdir(parents=True)
             for name, tensors in state.tensors.items():
                 save_file(
@@ -86,8 +93,8 @@ class Checkpoints:
                 )
             torch.save(state.optimizer, temporary / "optimizer.pt")
             files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-            manifest = {"step": state.step, "best": state.best, "facts": self.facts, "settings": self.settings}
-            write_json(temporary / MANIFEST, manifest | {"files": files})
+            manifest = {"step": state.step, "best": state.best, "changes": state.changes, "facts": self.facts}
+            write_json(temporary / MANIFEST, manifest | {"settings": self.settings, "files": files})
             (temporary / CHECKSUM).write_text(f"{sha256(temporary / MANIFEST)}  {MANIFEST}\n")
             for path in temporary.iterdir():
                 _sync(path)
@@ -96,12 +103,6 @@ class Checkpoints:
                 shutil.rmtree(final)  # only met when it was refused: a state that verifies is gone on from
             temporary.rename(final)
             _sync(self.folder)
-        except OSError as error:
-            needed = sum(t.numel() * t.element_size() for group in state.tensors.values() for t in group.values())
-            raise OSError(
-                f"{final}: could not be written ({error.strerror or error}); it needs about {3 * needed:,} bytes, "
-                f"older checkpoints are untouched"
-            ) from error
         # A state with more steps is one that was refused; it must not count as one of those to keep.
         there = self.list()
         kept = there[: there.index(final) + 1][-self.limit :]
@@ -150,10 +151,12 @@ class Checkpoints:
                 if _digest(folder / name) != digest:
                     raise BadCheckpoint(f"{folder / name}: differs from its manifest")
             settings, facts = manifest["settings"], manifest["facts"]
-            step, best = int(manifest["step"]), manifest["best"]
+            step, best, changes = int(manifest["step"]), manifest["best"], manifest.get("changes", [])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadCheckpoint(f"{folder}: {error}") from error
-        refuse_other_settings(folder, settings, self.settings)
+        if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
+            changes = [*changes, {"step": step, "settings": allowed}]
+            self.note(f"goes on with changed settings, as allow_change says ({_diff(allowed)})")
         for key, value in self.facts.items():
             if facts.get(key) != value:
                 self.note(f"{key} was {facts.get(key)} and is {value}: the result may differ in its last bits")
@@ -165,34 +168,89 @@ class Checkpoints:
             optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         except Exception as error:  # safetensors, zip and pickle each raise their own
             raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
-        return State(step, tensors, optimizer, best)
+        return State(step, tensors, optimizer, best, changes)
 
 
 class BadCheckpoint(ConfigError):
     """A state on disk that is not what was written."""
 
 
-def refuse_other_settings(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raises ConfigError with a diff if what is in a folder was made with other settings."""
+def refuse_other_settings(
+    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], allowed: Collection[str] | None = None
+) -> dict[str, list[Any]]:
+    """Compares settings with those that what is in a folder was made with.
+
+    Args:
+        folder: what the message names.
+        there: settings it was made with.
+        here: settings of this run.
+        allowed: names that may differ; None if no difference can be lived with.
+
+    Returns:
+        The differences that are allowed: name → value there and value here.
+
+    Raises:
+        ConfigError: others differ; lists them.
+    """
     here = json_like(here)
-    changed = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))
+    differences = {key: [there.get(key), here.get(key)] for key in keys}
+    changed = {key: values for key, values in differences.items() if key not in (allowed or ())}
     if changed:
-        diff = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:5])
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise ConfigError(f"{folder}: was made with other settings ({diff}{more}); set another --name or remove it")
+        fix = "set another --name or remove it" + (", or go on with --allow_change" if allowed is not None else "")
+        raise ConfigError(f"{folder}: was made with other settings ({_diff(changed)}); {fix}")
+    return differences
 
 
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary folder, syncs it and renames it to `folder`: whole or not there."""
+def _diff(differences: Mapping[str, list[Any]], most: int = 5) -> str:
+    told = [f"{key} {there!r} there, {here!r} here" for key, (there, here) in list(differences.items())[:most]]
+    return ", ".join(told) + (f" and {len(differences) - most} more" if len(differences) > most else "")
+
+
+def publish(folder: Path, write: Callable[[Path], None], needed_bytes: int) -> None:
+    """Lets `write` fill a temporary folder, syncs it and renames it to `folder`: whole or not there.
+
+    Raises:
+        OSError: no space, or the folder cannot be written; names it and the bytes needed and free.
+    """
     temporary = folder.parent / f".{folder.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for path in temporary.iterdir():
-        _sync(path)
-    _sync(temporary)
-    temporary.rename(folder)
-    _sync(folder.parent)
+    with writing(folder, needed_bytes):
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        temporary.rename(folder)
+        _sync(folder.parent)
+
+
+@contextmanager
+def writing(path: Path, needed_bytes: int) -> Iterator[None]:
+    """Asks for space before something is written, and names path and bytes when that fails.
+
+    Raises:
+        OSError: less space is free than is needed, or writing failed.
+    """
+    try:
+        free = shutil.disk_usage(next(there for there in (path, *path.parents) if there.exists())).free
+        if free < needed_bytes:
+            raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: could not be written ({error.strerror or error}); it needs about {needed_bytes:,} bytes, and "
+            f"what was there before is untouched"
+        ) from error
+
+
+def size_of(tensors: Any) -> int:
+    """Bytes on disk of tensors in dicts, names and shapes included: rather more than less."""
+    if isinstance(tensors, Tensor):
+        return tensors.numel() * tensors.element_size() + BYTES_BESIDE_TENSOR
+    if isinstance(tensors, Mapping):
+        return sum(map(size_of, tensors.values()))
+    return 0
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -28,6 +28,8 @@ class DataConfig:
         root: folder of the data set; relative paths below start here.
         train_images: format `folders`: folder of the training images.
         train_masks: format `folders`: folder of the training masks (8-bit PNG, one class id a pixel).
+        unlabelled: folder of images without masks; the student learns from what the teacher says of them.
+        unlabelled_share: share of a step's images that come from there, between 0 and 1.
         val_images: format `folders`: folder of the validation images.
         val_masks: format `folders`: folder of the validation masks.
         classes: class names in the order of their ids; `camvid` and `synthetic` bring their own.
@@ -53,6 +55,8 @@ class DataConfig:
     root: str = "."
     train_images: str = "train/images"
     train_masks: str = "train/masks"
+    unlabelled: str | None = None
+    unlabelled_share: float = 0.5
     val_images: str = "val/images"
     val_masks: str = "val/masks"
     classes: list[str] | None = None
@@ -189,11 +193,14 @@ class Config(TermsConfig):
         per_device_eval_batch_size: images a process when scoring.
         gradient_accumulation_steps: micro-batches an optimizer step.
         mixed_precision: `no`, `bf16`, `fp16` (GPU only); null takes what the launcher says.
+        sync_batchnorm: BatchNorm takes its statistics over the images of all processes, not each over its own (GPUs).
         eval_steps: score on the validation images every so many steps.
         keep: which weights a training ends with: those of the `best` validation score or of the `last` step.
         checkpointing_steps: save the training state every so many steps.
         checkpoints_total_limit: how many of them are kept.
         resume_from_checkpoint: `latest`, or the folder of one checkpoint.
+        allow_change: settings (dotted names) that may differ from those that the run was started with; what is being
+            trained goes on with the new values, what is finished stays as it is.
         logging_steps: write losses every so many steps.
         num_sample_images: validation images shown as strips in TensorBoard and the report.
         num_processes: stop unless that many processes really run; null does not care.
@@ -214,11 +221,13 @@ class Config(TermsConfig):
     per_device_eval_batch_size: int = 4
     gradient_accumulation_steps: int = 1
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    sync_batchnorm: bool = False
     eval_steps: int = 100
     keep: Literal["best", "last"] = "best"
     checkpointing_steps: int = 100
     checkpoints_total_limit: int = 2
     resume_from_checkpoint: str = "latest"
+    allow_change: list[str] = field(default_factory=list)
     logging_steps: int = 10
     num_sample_images: int = 4
     num_processes: int | None = None
@@ -244,6 +253,7 @@ HARMLESS = (
     "checkpointing_steps",
     "checkpoints_total_limit",
     "resume_from_checkpoint",
+    "allow_change",
     "logging_steps",
     "num_sample_images",
     "num_processes",

@@ -77,6 +77,20 @@ def _load_yaml(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ConfigError: it is not there, too large or not YAML as read here; names the file and the line.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: is not a file of at most {MAX_CONFIG_BYTES} bytes")
+        return _load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def parse(args: Sequence[str] | None = None) -> Config:
     """Settings from the command line; on bad ones, prints one line and exits with code 2."""
     jsonargparse.set_loader("yaml", _load_yaml, exceptions=(ValueError,))
@@ -144,6 +158,8 @@ def check(config: Config) -> None:
     for key in ("teacher.mean", "teacher.std", "student.mean", "student.std"):
         if len(flat[key]) != 3:
             raise ConfigError(f"{key}: {flat[key]} must hold three numbers, for R, G and B")
+    if not 0 < config.data.unlabelled_share < 1:
+        raise ConfigError(f"data.unlabelled_share: {config.data.unlabelled_share} must be between 0 and 1")
     if config.optimizer.ema_decay >= 1:
         raise ConfigError(f"optimizer.ema_decay: {config.optimizer.ema_decay} must be below 1")
     for key, settings in config.schedules.items():

@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TypeVar
@@ -19,7 +19,7 @@ from typing import IO, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
-from torch.distributed import TCPStore
+from torch.distributed import DistError, TCPStore
 
 from distill.config import Config, ConfigError
 
@@ -40,13 +40,14 @@ def start(config: Config) -> Accelerator:
     project = ProjectConfiguration(str(config.folder), str(config.folder / "tensorboard"))
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_seconds))
     try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            cpu=cpu,
-            log_with="tensorboard",
-            project_config=project,
-            kwargs_handlers=[patience],
-        )
+        with lost_are_named(config.timeout_seconds):
+            accelerator = Accelerator(
+                mixed_precision=config.mixed_precision,
+                cpu=cpu,
+                log_with="tensorboard",
+                project_config=project,
+                kwargs_handlers=[patience],
+            )
     except ValueError as error:
         raise ConfigError(f"mixed_precision: {config.mixed_precision!r}: {error}") from error
     asked = config.num_processes or asked_of_launcher() or launched
@@ -57,6 +58,8 @@ def start(config: Config) -> Accelerator:
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
+    if config.sync_batchnorm and accelerator.device.type in ("cpu", "mps"):
+        raise ConfigError(f"sync_batchnorm: needs GPUs, the device here is {accelerator.device.type}; leave it out")
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(f"launched with {accelerator.distributed_type.value}; a small student needs plain DDP")
     if accelerator.device.type == "cpu":
@@ -76,16 +79,61 @@ def asked_of_launcher() -> int | None:
     return None
 
 
-def silent_processes() -> list[int]:
-    """Ranks that do not answer, asked after waiting for one of them was in vain; the launcher keeps the answers."""
+@contextmanager
+def lost_are_named(timeout_seconds: int) -> Iterator[None]:
+    """Has a failed exchange between processes end with one line that says which of them is lost.
+
+    On CPUs gloo raises when it has waited for `timeout_seconds`, or at once when a connection breaks. On GPUs nothing
+    is raised: NCCL's watchdog (`TORCH_NCCL_ASYNC_ERROR_HANDLING`, on by default) prints the operation that waited for
+    `timeout_seconds` and ends each process that waited; `TORCH_NCCL_DESYNC_DEBUG=1` has it look for the culprit. A
+    launcher that sees a process die (`accelerate launch`, `torchrun`) names it and ends the others itself.
+
+    Raises:
+        ConnectionError: the processes that are gone, or that do not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, DistError) and "/gloo/" not in text:
+            raise
+        lost, waited = lost_processes("timed out" in text.lower())
+        names = f"process{'es' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+        many = len(lost) > 1
+        if not lost:
+            reason = f"the processes lost their connection, though all of them answer ({text})"
+        elif waited:
+            reason = f"{names} {'do' if many else 'does'} not answer (waited timeout_seconds {timeout_seconds} s)"
+        else:
+            reason = f"{names} {'are' if many else 'is'} gone; what was printed there last says why"
+        raise ConnectionError(f"{reason}; the same command goes on from the last checkpoint") from error
+
+
+def lost_processes(waited: bool) -> tuple[list[int], bool]:
+    """Ranks that do not tell the store within seconds that they noticed, too; and whether any of those waited in vain.
+
+    The store is the launcher's, or else that of process 0: if it does not answer, process 0 does not.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
-        return []
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS))
-    store.set(f"here/{rank}", "")
-    time.sleep(ANSWER_SECONDS)  # the others notice at about the same time
-    return [other for other in range(world) if not store.check([f"here/{other}"])]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    keys = {other: f"noticed/{attempt}/{other}" for other in range(world)}
+    lost = [other for other in keys if other != rank]
+    start = time.monotonic()
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS))
+        store.set(keys[rank], str(waited))
+        # One that is missing is the lost one; of several, some may still be at work on what the others had done.
+        while lost and time.monotonic() - start < ANSWER_SECONDS * (1 if len(lost) == 1 else 5):
+            time.sleep(0.1)
+            lost = [other for other in lost if not store.check([keys[other]])]
+        there = [other for other in keys if other not in lost]
+        waited = any(store.get(keys[other]) == b"True" for other in there)
+    except RuntimeError:
+        lost = [0] if rank else lost
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        time.sleep(ANSWER_SECONDS)  # the others ask this process
+    return lost, waited
 
 
 def stop_on_signal() -> Callable[[], bool]:

@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from distill import models
-from distill.checkpoint import publish, refuse_other_settings, sha256, write_json
+from distill.checkpoint import publish, refuse_other_settings, sha256, size_of, write_json
 from distill.config import HARMLESS, Config, ConfigError, dump, flatten
 from distill.data import Splits, check_splits, open_splits, save_preprocessing
 from distill.export import ExportError
-from distill.launch import lock, on_main, start, stop_on_signal
+from distill.launch import lock, lost_are_named, on_main, start, stop_on_signal
 from distill.losses import TERMS
 from distill.losses.supervised import class_weights
 from distill.models import Network
@@ -35,16 +37,16 @@ RECORD = "stage.json"
 # Settings that do not reach a stage, by the beginning of their names.
 DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
 FOREIGN = {
-    "teacher": ("student.", "baseline.", "export.", "teacher.checkpoint", *DISTILLATION),
-    "baseline": ("teacher.", "baseline.", "export.", *DISTILLATION),
+    "teacher": ("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabelled", *DISTILLATION),
+    "baseline": ("teacher.", "baseline.", "export.", "data.unlabelled", *DISTILLATION),
     "student": ("baseline.", "export."),
 }
 
 
-def main(config: Config) -> int:
-    """Runs everything; returns the exit code. Bad input becomes one line."""
+def main(config: Config, action: Callable[[Config], Any] | None = None) -> int:
+    """Runs everything (or another action); returns the exit code. Bad input becomes one line."""
     try:
-        distil(config)
+        (action or distil)(config)
     except (ConfigError, ExportError, FloatingPointError, OSError) as error:
         # What a worker raised comes with its traceback; the last line is ours.
         text = str(error).strip()
@@ -62,32 +64,46 @@ def main(config: Config) -> int:
 
 def distil(config: Config) -> dict[str, Any]:
     """Runs every stage and returns the results."""
-    splits = open_splits(config.data)
-    accelerator = start(config)
-    try:
-        run = Run(config, accelerator, splits, stop_on_signal())
-        check_splits(splits, config.data.check, run.progress)
-        run.config = config = with_class_weights(config, splits)
-        try_build(config, splits.classes)
+    with opened(config) as run:
+        config, accelerator = run.config, run.accelerator
         held = on_main(accelerator, lambda: take_folder(config, accelerator.num_processes))  # noqa: F841  stays open
-        run.say(
-            f"{config.folder}: {len(splits.train)} training and {len(splits.val)} validation images, "
-            f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
-            f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
-        )
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:
             networks["baseline"] = stage(run, "baseline")
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-        networks["student"] = stage(run, "student", Teacher(networks["teacher"], dtype=precision))
+        networks["student"] = stage(run, "student", Teacher(networks["teacher"], dtype=precision(accelerator)))
         if run.stop():
             raise Stopped("stopped before the report; the same command goes on from there")
         evaluation = run.evaluate(networks, "final scores")
         results = collect(run, networks, evaluation)
         on_main(accelerator, lambda: finish(run, networks, evaluation, results))
         return results
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Run]:
+    """What stages share: processes, and data and settings that were found to be right."""
+    splits = open_splits(config.data)
+    accelerator = start(config)
+    try:
+        run = Run(config, accelerator, splits, stop_on_signal())
+        check_splits(splits, config.data.check, run.progress)
+        run.config = with_class_weights(config, splits)
+        try_build(run.config, splits.classes)
+        more = f" ({len(splits.unlabelled)} more without labels)" if splits.unlabelled else ""
+        run.say(
+            f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
+            f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
+            f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
+        )
+        with lost_are_named(config.timeout_seconds):
+            yield run
     finally:
         accelerator.end_training()
+
+
+def precision(accelerator: Accelerator) -> torch.dtype | None:
+    """The half precision that networks run in, if any."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
 def with_class_weights(config: Config, splits: Splits) -> Config:
@@ -138,7 +154,8 @@ def take_folder(config: Config, processes: int) -> IO[str]:
         if record.is_file() and not (name == "teacher" and config.teacher.checkpoint):
             settings = json.loads(record.read_text())["settings"]
             settings.pop("teacher.sha256", None)
-            refuse_other_settings(folder / name, settings, stage_settings(config, name, processes))
+            wanted = stage_settings(config, name, processes)
+            refuse_other_settings(folder / name, settings, wanted, config.allow_change)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     return held
 
@@ -146,8 +163,8 @@ def take_folder(config: Config, processes: int) -> IO[str]:
 def stage_settings(config: Config, name: str, processes: int) -> dict[str, Any]:
     """The settings that decide what a stage ends with."""
     factors = ("per_device_train_batch_size", "gradient_accumulation_steps")  # only their product counts
-    left_out = (*HARMLESS, *factors)
-    settings = {k: v for k, v in flatten(config).items() if k not in left_out and not k.startswith(FOREIGN[name])}
+    left_out, foreign = (*HARMLESS, *factors), FOREIGN.get(name, FOREIGN["student"])
+    settings = {k: v for k, v in flatten(config).items() if k not in left_out and not k.startswith(foreign)}
     global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
     return settings | {"global_batch_size": global_batch_size}
 
@@ -180,13 +197,13 @@ def stage(run: Run, name: str, teacher: Teacher | None = None) -> Network:
         settings["teacher.sha256"] = sha256(config.folder / "teacher" / "model.safetensors")
     if (folder / RECORD).is_file():
         record = json.loads((folder / RECORD).read_text())
-        refuse_other_settings(folder, record["settings"], settings)
+        changes = refuse_other_settings(folder, record["settings"], settings, config.allow_change)
         if sha256(folder / "model.safetensors") != record["sha256"]:
             raise ConfigError(f"{folder / 'model.safetensors'}: is not the file that was written; remove {folder}")
-        run.say(f"{name:8} is there already")
+        run.say(f"{name:8} is there already" + (f", made before the change of {', '.join(changes)}" if changes else ""))
     else:
         network, state = train(run, name, settings, teacher)
-        facts = {"steps": state.step, "kept": state.best}
+        facts = {"steps": state.step, "kept": state.best, "changes": state.changes}
         on_main(run.accelerator, lambda: write_stage(run, name, network, settings, facts))
     wanted = config.teacher if name == "teacher" else config.student
     return models.load(folder, run.splits.classes, wanted.mean, wanted.std).to(run.accelerator.device)
@@ -202,7 +219,7 @@ def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any],
         record = {"sha256": sha256(folder / "model.safetensors"), **facts, "settings": settings}
         write_json(folder / RECORD, record)
 
-    publish(run.config.folder / name, write)
+    publish(run.config.folder / name, write, size_of(network.state_dict()))
     shutil.rmtree(run.config.folder / "training" / name, ignore_errors=True)
     with suppress(OSError):  # not empty yet
         (run.config.folder / "training").rmdir()

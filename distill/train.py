@@ -19,13 +19,14 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.batch import Batch, Target, count_pixels
 from distill.checkpoint import Checkpoints, State
-from distill.config import Config, NetworkConfig
+from distill.config import Config, ConfigError, NetworkConfig
 from distill.data import Splits, build_transform, train_batches
 from distill.data.loading import StepSampler
 from distill.evaluate import Evaluation, evaluate
@@ -47,12 +48,14 @@ class Run:
         accelerator: devices and processes.
         splits: the data.
         stop: whether the run was asked to stop (a signal).
+        compare: score the teacher beside its student at every validation.
     """
 
     config: Config
     accelerator: Accelerator
     splits: Splits
     stop: Callable[[], bool] = lambda: False
+    compare: bool = True
 
     def say(self, line: str) -> None:
         """A line for the person who watches, once."""
@@ -135,12 +138,13 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
         facts(accelerator),
         config.checkpoints_total_limit,
         lambda line: run.say(f"{stage}: {line}"),
+        config.allow_change,
     )
     training = begin(run, wanted, checkpoints, teacher.network if teacher else None)
     if teacher:
         teacher.features = training.distiller.objective.features
     state, optimizer = training.state, training.optimizer
-    batches, global_batch = read_batches(run, state.step)
+    batches, global_batch = read_batches(run, state.step, teacher)
     tracker = Tracker(accelerator, stage, first_step=state.step + 1)
     bar = run.progress(total=steps, initial=state.step, desc=stage, dynamic_ncols=True)
     clock = Clock(state.step)
@@ -184,36 +188,70 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
 
 
 def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, teacher: Network | None) -> Training:
-    """Builds everything from the seed, then puts the last saved state into it."""
+    """Builds everything from the seed, then puts the last saved state into it.
+
+    Raises:
+        ConfigError: the state does not fit, or has no steps left, once settings were allowed to change.
+    """
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(config.seed)
     student = build(wanted, run.splits.classes)
     distiller = Distiller(student, build_objective(config, student, teacher))
     freeze_unused(student, config.data.crop_size, distiller.objective.features)
+    if config.sync_batchnorm:
+        convert_sync_batchnorm(distiller)  # timm's: torch's own would drop the activations that timm puts into norms
     model, optimizer = accelerator.prepare(distiller, build_optimizer(distiller, config.optimizer))
     ema = ModelEmaV3(student, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
     state = checkpoints.load(config.resume_from_checkpoint) or State(0, {}, {})
+    if state.changes and state.changes[-1]["step"] == state.step >= wanted.max_train_steps:
+        raise ConfigError(f"{checkpoints.folder}: {state.step} steps are done; to go on set max_train_steps above that")
     if state.step:
-        distiller.load_state_dict(state.tensors["model"])
-        optimizer.load_state_dict(state.optimizer["optimizer"])
-        if ema:
-            ema.module.load_state_dict(state.tensors["ema"])
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(state.optimizer["scaler"])
+        today = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        try:
+            distiller.load_state_dict(state.tensors["model"])
+            optimizer.load_state_dict(state.optimizer["optimizer"])
+            if ema:
+                ema.module.load_state_dict(state.tensors["ema"])
+            if accelerator.scaler:
+                accelerator.scaler.load_state_dict(state.optimizer["scaler"])
+            for group, settings in zip(optimizer.param_groups, today, strict=True):
+                if settings.keys() - group.keys():
+                    raise ValueError("it is of another optimizer")
+                group.update(settings)  # they may have been allowed to change
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{checkpoints.folder}: the state of step {state.step} does not fit ({reason}); what decides its shape "
+                f"cannot change on the way: set another --name"
+            ) from error
         checkpoints.note(f"goes on from step {state.step}")
     return Training(student, distiller, model, optimizer, ema, state, state.tensors.get("best", {}))
 
 
-def read_batches(run: Run, start_step: int) -> tuple[Iterator[Batch], int]:
-    """This process's micro-batches from a step on, and the number of images in a step."""
+def read_batches(run: Run, start_step: int, teacher: Teacher | None) -> tuple[Iterator[Batch], int]:
+    """This process's micro-batches from a step on, and the number of images in a step.
+
+    Images without labels are among them where there is a teacher to learn from.
+    """
     config, accelerator = run.config, run.accelerator
     batch, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
     rank, world = accelerator.process_index, accelerator.num_processes
-    sampler = StepSampler(len(run.splits.train), batch, micro_batches, config.seed, start_step, rank, world)
+    dataset, more = run.splits.train, run.splits.unlabelled if teacher else None
+    sampler = StepSampler(
+        len(dataset),
+        batch,
+        micro_batches,
+        config.seed,
+        start_step,
+        rank,
+        world,
+        len(more or ()),
+        config.data.unlabelled_share,
+    )
     transform = build_transform(config.data)
     pin_memory = accelerator.device.type == "cuda"
     workers, timeout = config.data.num_workers, config.timeout_seconds
-    batches = train_batches(run.splits.train, transform, sampler, workers, timeout, pin_memory)
+    batches = train_batches(dataset + more if more else dataset, transform, sampler, workers, timeout, pin_memory)
     return batches, batch * micro_batches * world
 
 
@@ -264,7 +302,8 @@ def update(
 def validate(run: Run, stage: str, done: int, training: Training, teacher: Teacher | None, tracker: Tracker) -> None:
     """Scores the network, beside its teacher if it has one, and remembers its weights if they are the ones to keep."""
     share_buffers(training)
-    networks = {"student": training.scored} | ({"teacher": teacher.network} if teacher else {})
+    compared = {"teacher": teacher.network} if teacher and run.compare else {}
+    networks = {"student": training.scored} | compared
     evaluation = run.evaluate(networks)
     scores = evaluation.scores["student"]
     state = training.state
@@ -272,7 +311,7 @@ def validate(run: Run, stage: str, done: int, training: Training, teacher: Teach
         state.best = {"mean_iou": scores.mean_iou, "step": done}
         training.best = {k: v.detach().cpu().clone() for k, v in training.scored.state_dict().items()}
     tracker.scores(scores, run.splits.classes, done)
-    if teacher:
+    if compared:
         gap = evaluation.scores["teacher"].mean_iou - scores.mean_iou
         tracker.scalars({"compare/gap_mIoU": gap, "compare/agreement": evaluation.agreement["student"]}, done)
     best = f"(best {100 * state.best['mean_iou']:.2f} at {state.best['step']})"

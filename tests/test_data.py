@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.batch import VOID
+from distill.batch import UNLABELLED, VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import build_transform, check_splits, open_splits, save_preprocessing, train_batches, val_batches
 from distill.data.loading import StepSampler
@@ -207,6 +207,52 @@ def test_a_step_has_the_same_images_for_any_number_of_processes_and_micro_batche
 
 def test_the_order_goes_on_where_it_was():
     assert keys(start=4) == keys()[8:]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_a_second_data_set_keeps_its_share_of_every_step(share):
+    def mixed(rank: int = 0, world: int = 1, batch: int = 20, steps: int = 4):
+        sampler = iter(StepSampler(7, batch, 1, 0, 0, rank, world, more=5, share=share))
+        return [[index for _, index in next(sampler)] for _ in range(steps)]
+
+    for indices in mixed():
+        assert sum(index >= 7 for index in indices) == 20 * share
+    row = [index for indices in mixed(steps=50) for index in indices]
+    for part, length in (([i for i in row if i < 7], 7), ([i - 7 for i in row if i >= 7], 5)):
+        epochs = [part[first : first + length] for first in range(0, len(part) - length, length)]
+        assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+    for step, indices in enumerate(mixed()):
+        assert sorted(mixed(0, 2, 10)[step] + mixed(1, 2, 10)[step]) == sorted(indices)
+    labelled = iter(StepSampler(7, 3, 1, 0, 0, 0, 1))
+    assert [i for i in row if i < 7][:9] == [i for _ in range(3) for _, i in next(labelled)], "the order stays"
+
+
+def test_images_without_masks_have_no_labels(camvid, tmp_path):
+    (camvid / "more").mkdir()
+    Image.new("RGB", (90, 40), (9, 8, 7)).save(camvid / "more" / "a.png")
+    splits = open_splits(camvid_config(camvid, unlabelled="more"))
+    image, mask = splits.unlabelled.read(0)
+    assert image.shape == (40, 90, 3)
+    assert (mask == UNLABELLED).all()
+    both = splits.train + splits.unlabelled
+    assert (len(both), both.names[4], both.files[4]) == (5, "a", (camvid / "more" / "a.png",))
+    assert (both.read(4)[0] == image).all()
+    assert (both.read(1)[1] == splits.train.read(1)[1]).all()
+    _, cropped = build_transform(camvid_config(camvid, augmentations=[]))(image[:20, :20], mask[:20, :20], (0, 0, 0))
+    assert (cropped == UNLABELLED).sum() == 400
+    assert (cropped == VOID).sum() == 32 * 32 - 400, "padding counts in no term"
+
+
+def test_bad_images_without_masks_are_named_too(camvid):
+    (camvid / "more").mkdir()
+    Image.open(camvid / "val" / "val_0.jpg").save(camvid / "more" / "a.png")
+    config = camvid_config(camvid, unlabelled="more")
+    (camvid / "more" / "b.png").write_text("no image")
+    with pytest.raises(ConfigError, match=r"b\.png: cannot be read"):
+        check_splits(open_splits(config), "full")
+    (camvid / "more" / "b.png").write_bytes((camvid / "val" / "val_1.jpg").read_bytes())
+    with pytest.raises(ConfigError, match=r"val_1\.jpg: the same image as .*more.b\.png"):
+        check_splits(open_splits(config), "full")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

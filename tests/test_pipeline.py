@@ -9,7 +9,8 @@ import segmentation_models_pytorch as smp
 from conftest import start_script, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill import teacher
+from distill import teacher, train
+from distill.batch import UNLABELLED
 from distill.config import ConfigError
 from distill.config_parse import parse
 from distill.pipeline import distil, main
@@ -73,6 +74,28 @@ def test_the_resolved_settings_run_again_and_skip_what_is_there(finished):
     distil(config)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("model.*")} == before
     assert (folder / "results.json").read_text() == results
+
+
+def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):
+    settings = {"data__format": "camvid", "data__root": camvid, "export__enabled": False}
+    shutil.copytree(camvid / "train", camvid / "more")
+    config = tiny_config(tmp_path / "run", data__unlabelled="more", **settings)
+    seen: dict[str, list[float]] = {}
+    count = train.update
+
+    def counted(run, stage, step, training, micro_batches, teacher):
+        seen.setdefault(stage, []).extend((m.mask == UNLABELLED).any().item() for m in micro_batches)
+        return count(run, stage, step, training, micro_batches, teacher)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "update", counted)
+        patch.setattr(teacher, "NEAR_CHANCE", 0)
+        distil(config)
+    assert {stage: any(shares) for stage, shares in seen.items()} == {
+        "teacher": False,
+        "baseline": False,
+        "student": True,
+    }
 
 
 def test_other_settings_are_refused_and_nothing_is_overwritten(finished, capsys):

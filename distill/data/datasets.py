@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distill.batch import MAX_CLASSES, VOID
+from distill.batch import MAX_CLASSES, UNLABELLED, VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import synthetic
 
@@ -57,15 +57,34 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __add__(self, other: Dataset) -> Dataset:
+        """The items of this and then those of another."""
+        first = len(self)
+        return Dataset(
+            self.names + other.names,
+            lambda i: self.read(i) if i < first else other.read(i - first),
+            self.files + other.files,
+            lambda i: self.inspect(i) if i < first else other.inspect(i - first),
+        )
+
 
 @dataclass
 class Splits:
-    """A training and a validation set over the same classes."""
+    """Data sets over the same classes.
+
+    Attributes:
+        train: images to learn from, with their labels.
+        val: images to score on.
+        classes: names, in the order of the ids.
+        palette: a colour `(r, g, b)` a class.
+        unlabelled: images without labels, for the distillation terms alone, or None.
+    """
 
     train: Dataset
     val: Dataset
     classes: list[str]
     palette: list[tuple[int, int, int]]
+    unlabelled: Dataset | None = None
 
 
 def open_splits(config: DataConfig) -> Splits:
@@ -101,7 +120,9 @@ def open_splits(config: DataConfig) -> Splits:
     if len(palette) != len(classes) or any(len(color) != 3 for color in palette):
         raise ConfigError(f"data.palette: needs {len(classes)} colours [r, g, b], one a class; has {len(palette)}")
     colors = [(int(r), int(g), int(b)) for r, g, b in palette]
-    return Splits(_first(train, config.max_train_samples), _first(val, config.max_eval_samples), list(classes), colors)
+    train, val = _first(train, config.max_train_samples), _first(val, config.max_eval_samples)
+    unlabelled = _unlabelled(config, Path(config.root) / config.unlabelled) if config.unlabelled else None
+    return Splits(train, val, list(classes), colors, unlabelled)
 
 
 def check_splits(splits: Splits, level: str, progress: Callable[..., Sequence[int]] = lambda x, **_: x) -> None:
@@ -119,8 +140,8 @@ def check_splits(splits: Splits, level: str, progress: Callable[..., Sequence[in
     seen: dict[str, Path] = {}
     if level == "off":
         return
-    for split, dataset in (("train", splits.train), ("val", splits.val)):
-        for index in progress(range(len(dataset)), desc=f"checking {split}", leave=False):
+    for split, dataset in (("train", splits.train), ("unlabelled", splits.unlabelled), ("val", splits.val)):
+        for index in progress(range(len(dataset)), desc=f"checking {split}", leave=False) if dataset else ():
             try:
                 dataset.inspect(index)
                 if level == "full":
@@ -129,8 +150,10 @@ def check_splits(splits: Splits, level: str, progress: Callable[..., Sequence[in
                     with image.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").hexdigest()
                     if split == "val" and digest in seen:
-                        raise ConfigError(f"{image}: the same image as {seen[digest]} in train; keep one of them")
-                    if split == "train":
+                        raise ConfigError(
+                            f"{image}: the same image as {seen[digest]}, which is trained on; keep one of them"
+                        )
+                    if split != "val":
                         seen[digest] = image
             except ConfigError as error:
                 problems.append(str(error))
@@ -160,9 +183,7 @@ def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: in
 
     def inspect(index: int) -> None:
         image_path, mask_path = pairs[index]
-        with _open(image_path, config.max_pixels) as image, _open(mask_path, config.max_pixels, MASK_FORMATS) as mask:
-            if image.mode in DEEP_MODES:
-                raise ConfigError(f"{image_path}: is an image of mode {image.mode}; store it with 8 bits a channel")
+        with _open_image(image_path, config) as image, _open(mask_path, config.max_pixels, MASK_FORMATS) as mask:
             if mask.mode not in MASK_MODES:
                 fix = "expected one class id a pixel (8-bit grey or palette PNG)"
                 raise ConfigError(f"{mask_path}: is a mask of mode {mask.mode}; {fix}")
@@ -193,25 +214,45 @@ def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: in
     return Dataset(names, _cached(read) if config.cache else read, list(pairs), inspect)
 
 
+def _unlabelled(config: DataConfig, folder: Path) -> Dataset:
+    """Images alone; the mask of each says that no pixel has a label."""
+    paths = list(_by_stem(folder, IMAGE_SUFFIXES).values())
+
+    def read(index: int) -> Pair:
+        inspect(index)
+        image = _decode(paths[index], config.max_pixels).convert("RGB")
+        if config.image_size:
+            image = image.resize((config.image_size[1], config.image_size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(image), np.full((image.height, image.width), UNLABELLED, dtype=np.uint8)
+
+    def inspect(index: int) -> None:
+        _open_image(paths[index], config).close()
+
+    names = [path.stem for path in paths]
+    return Dataset(names, _cached(read) if config.cache else read, [(path,) for path in paths], inspect)
+
+
+def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder with one of the suffixes, in the order of their names; at least one image."""
+    found: dict[str, Path] = {}
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: is not a folder; set data.root and the folders below it")
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
+    except PermissionError:
+        raise ConfigError(f"{folder}: cannot be read; check its permissions") from None
+    for path in paths:
+        if path.stem in found:
+            raise ConfigError(f"{path}: has the same stem as {found[path.stem].name}; rename one of them")
+        found[path.stem] = path
+    if suffixes is IMAGE_SUFFIXES and not found:
+        raise ConfigError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
 def _match(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Images and their masks by stem, in the order of their names."""
-    found: list[dict[str, Path]] = []
-    for folder, suffixes in ((images, IMAGE_SUFFIXES), (masks, MASK_SUFFIXES)):
-        by_stem: dict[str, Path] = {}
-        try:
-            if not folder.is_dir():
-                raise ConfigError(f"{folder}: is not a folder; set data.root and the folders below it")
-            paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
-        except PermissionError:
-            raise ConfigError(f"{folder}: cannot be read; check its permissions") from None
-        for path in paths:
-            if path.stem in by_stem:
-                raise ConfigError(f"{path}: has the same stem as {by_stem[path.stem].name}; rename one of them")
-            by_stem[path.stem] = path
-        found.append(by_stem)
-    image_of, mask_of = found
-    if not image_of:
-        raise ConfigError(f"{images}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
     if missing := sorted(image_of.keys() - mask_of.keys()):
         raise ConfigError(
             f"{image_of[missing[0]]}: has no mask {masks / missing[0]}.png ({len(missing)} of {len(image_of)} "
@@ -224,9 +265,7 @@ def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS)
     """Reads the header only."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit, from the settings, holds instead
     try:
-        if not path.is_file():  # to open a pipe would wait for ever
-            raise OSError("it is missing, or not a file but a broken link, a folder or a pipe")
-        size = path.stat().st_size
+        size = path.stat().st_size  # 0 for a pipe, too, which would be waited for
         if not 0 < size <= 8 * max_pixels + 1_000_000:
             raise OSError(f"it has {size:,} bytes, more than data.max_pixels can take" if size else "it is empty")
         image = Image.open(path, formats=formats)
@@ -245,6 +284,14 @@ def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS)
         raise ConfigError(
             f"{path}: is rotated by an EXIF tag that masks do not have; store it rotated, without the tag"
         )
+    return image
+
+
+def _open_image(path: Path, config: DataConfig) -> Image.Image:
+    """Reads the header of an image to learn from, which has 8 bits a channel."""
+    image = _open(path, config.max_pixels)
+    if image.mode in DEEP_MODES:
+        raise ConfigError(f"{path}: is an image of mode {image.mode}; store it with 8 bits a channel")
     return image
 
 

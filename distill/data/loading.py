@@ -5,6 +5,7 @@ anywhere, on any number of workers, and see the same images with the same augmen
 from __future__ import annotations
 
 import copy
+import math
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from distill.batch import Batch
 from distill.data.datasets import Dataset
 from distill.data.transforms import Transform
 
-Key = tuple[int, int]  # epoch, index
+Key = tuple[int, int]  # epoch, index; those of the second data set come after those of the first
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -26,11 +27,35 @@ class StepSampler(Sampler[list[Key]]):
 
     The samples of all steps are one endless row of permutations, one an epoch. Step k takes the next `global_batch`
     of them and the processes share these out, so the images of a step do not depend on the number of processes.
+
+    Args:
+        length: number of samples.
+        batch: samples a process and micro-batch.
+        micro_batches: of a step.
+        seed: of the permutations.
+        start_step: step to begin with.
+        rank: this process.
+        world: number of processes.
+        more: number of samples of a second data set, which is mixed in.
+        share: of the second, 0 ≤ share < 1; it is kept in every stretch of the row.
     """
 
-    def __init__(self, length: int, batch: int, micro_batches: int, seed: int, start_step: int, rank: int, world: int):
-        self.length, self.batch, self.micro_batches = length, batch, micro_batches
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        micro_batches: int,
+        seed: int,
+        start_step: int,
+        rank: int,
+        world: int,
+        more: int = 0,
+        share: float = 0.0,
+    ):
+        self.lengths, self.batch, self.micro_batches = (length, more), batch, micro_batches
         self.seed, self.start_step, self.rank, self.world = seed, start_step, rank, world
+        self.share = share if more else 0.0
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __iter__(self) -> Iterator[list[Key]]:
         first = self.start_step * self.micro_batches * self.world * self.batch + self.rank * self.batch
@@ -40,11 +65,13 @@ class StepSampler(Sampler[list[Key]]):
 
     def key(self, position: int) -> Key:
         """Epoch and index of the sample at a position of the endless row."""
-        epoch, place = divmod(position, self.length)
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(self.length)
-        return epoch, int(self._order[place])
+        before = math.floor(position * self.share)  # samples of the second that the row has had
+        which = int(math.floor((position + 1) * self.share) > before)
+        epoch, place = divmod(before if which else position - before, self.lengths[which])
+        if self._orders.get(which, (None,))[0] != epoch:
+            generator = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, which]))
+            self._orders[which] = epoch, generator.permutation(self.lengths[which])
+        return epoch, int(self._orders[which][1][place]) + which * self.lengths[0]
 
 
 class _View(TorchDataset):

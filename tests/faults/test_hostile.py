@@ -116,7 +116,7 @@ def settings(folder: Path, text: str | bytes) -> None:
 def giant_settings(folder: Path) -> None:
     folder.mkdir()
     (folder / "c.yaml").touch()
-    os.truncate(folder / "c.yaml", 1 << 34)
+    os.truncate(folder / "c.yaml", 1 << 30)
     parse(["--config", str(folder / "c.yaml")])
 
 
@@ -204,7 +204,7 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     ),
     "YAML that takes a device for a section": lambda folder: settings(folder, "data: /dev/zero"),
     "YAML that reads itself": lambda folder: settings(folder, f"config: {folder / 'c.yaml'}"),
-    "a YAML file of 16 GB": giant_settings,
+    "a YAML file of 1 GB": giant_settings,
     "a YAML file that is a device": lambda folder: parse(["--config", "/dev/zero"]),
     "YAML in other bytes": lambda folder: settings(folder, b"seed: \xff\xfe\0"),
     "code among the augmentations": lambda folder: settings(folder, "data: {augmentations: os.system}"),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from harness import Figure, Launch, digests, distil, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train import test_a_stopped_run_ends_with_the_same_bits as same_bits
 
 # Everything that holds state: dropout, BatchNorm, a moving average, the best weights so far, a schedule with warm-up.
 SETTINGS = {
@@ -93,6 +95,25 @@ def _wait_for_the_moment(launch: Launch, folder: Path, rng: random.Random, secon
 def test_a_few_kills(tmp_path, world):
     figure = kills(3, world, tmp_path)
     assert figure.ok, figure.failures
+
+
+def test_the_last_weights_are_the_same_too(tmp_path):
+    same_bits(tmp_path, {"optimizer__ema_decay": 0.8, "keep": "last"})  # the best may be older than what was forgotten
+
+
+def test_no_step_shows_twice_in_tensorboard(tmp_path):
+    settings = SETTINGS | {"teacher__max_train_steps": 400, "checkpointing_steps": 50, "eval_steps": 500}
+    launch = Launch(distil, (tmp_path / "run", settings), 1, tmp_path / "log")
+    while not any((tmp_path / "run" / "training" / "teacher").glob("checkpoint-*50")):
+        assert launch.running, launch.output()
+    time.sleep(1)  # steps that are done again, and long enough for a file of another second
+    launch.kill()
+    run(distil, (tmp_path / "run", settings), 1, tmp_path / "again")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "teacher"), size_guidance={"scalars": 0})
+    events.Reload()
+    steps = [event.step for event in events.Scalars("train/loss")]
+    assert len(steps) > 300
+    assert steps == sorted(set(steps))
 
 
 def test_kills_with_workers(tmp_path):

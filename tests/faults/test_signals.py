@@ -27,7 +27,7 @@ SCENARIOS: dict[str, tuple[Sequence[str], int, str, signal.Signals, int]] = {
     "SIGTERM to the script": ((), 1, "launcher", signal.SIGTERM, 75),
     "Ctrl-C, script": ((), 1, "group", signal.SIGINT, 75),
     "SIGTERM to accelerate launch, one process": (ACCELERATE, 1, "launcher", signal.SIGTERM, -signal.SIGTERM),
-    "Ctrl-C, accelerate launch, one process": (ACCELERATE, 1, "group", signal.SIGINT, 1),
+    "Ctrl-C, accelerate launch, one process": (ACCELERATE, 1, "group", signal.SIGINT, -signal.SIGINT),
     "SIGTERM to torchrun, two processes": (TORCHRUN, 2, "launcher", signal.SIGTERM, 1),
     "SIGTERM to one of two processes": (TORCHRUN, 2, "one", signal.SIGTERM, 1),
     "Ctrl-C, torchrun, two processes": (TORCHRUN, 2, "group", signal.SIGINT, 1),

@@ -1,0 +1,214 @@
+"""Many students of one teacher: settings by hand, every combination of a grid, or drawn at random; a table of scores.
+
+A trial is a student's training with some settings changed. It is named after them and its seed, stands beside the
+others in TensorBoard, and is skipped when it is there. A sweep that is started several times shares its trials out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from distill.config import Config, ConfigError
+from distill.config_parse import parse, read_yaml
+
+if TYPE_CHECKING:
+    from distill.teacher import Teacher
+    from distill.train import Run
+
+SECTIONS = {"settings", "trials", "grid", "random", "seeds"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One student.
+
+    Attributes:
+        name: what it is called in tables.
+        seed: of weights, order, augmentation and dropout.
+        settings: dotted names → values, of this trial alone.
+        common: the same of all trials.
+    """
+
+    name: str
+    seed: int
+    settings: dict[str, Any]
+    common: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Its folder and its run in TensorBoard."""
+        safe = re.sub(r"[^\w.=,+-]+", "_", self.name)
+        return f"trials/{safe}-seed{self.seed}"
+
+
+def read_trials(path: Path, seeds: Sequence[int] = (), names: Sequence[str] = ()) -> list[Trial]:
+    """The trials of a YAML file, seed by seed.
+
+    Args:
+        path: a mapping of `trials` (name → settings), `grid` (setting → list of values), `random` (`samples`, `seed`
+            and `settings`: setting → list to choose from, or `{min:, max:, log: true}`), `seeds`, and `settings`
+            that all trials share.
+        seeds: instead of those of the file.
+        names: only these.
+
+    Raises:
+        ConfigError: names what the file has that is none of this.
+    """
+    text = read_yaml(path)
+    if not isinstance(text, dict) or not text.keys() & {"trials", "grid", "random"} or text.keys() - SECTIONS:
+        raise ConfigError(f"{path}: holds {text!r:.80}; a sweep has trials, grid or random, and seeds")
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for name, settings in (text.get("trials") or {}).items():
+            found[name] = dict(settings or {})
+        grid = text.get("grid") or {}
+        for values in itertools.product(*grid.values()) if grid else ():
+            settings = dict(zip(grid, values, strict=True))
+            found[describe(settings)] = settings
+        drawn = text.get("random") or {"samples": 0}
+        generator = random.Random(drawn.get("seed", 0))
+        for _ in range(drawn["samples"]):
+            settings = {key: draw(generator, choice) for key, choice in drawn["settings"].items()}
+            found[describe(settings)] = settings
+        common = dict(text.get("settings") or {})
+        wanted = [int(seed) for seed in seeds or text.get("seeds") or [0]]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a sweep ({type(error).__name__}: {error}); see --help") from None
+    if not found:
+        raise ConfigError(f"{path}: holds no trial")
+    if unknown := [name for name in names if name not in found]:
+        raise ConfigError(f"--only: {unknown[0]!r} is no trial of {path}; it has {', '.join(found)}")
+    return [Trial(name, seed, found[name], common) for seed in wanted for name in (names or found)]
+
+
+def draw(generator: random.Random, choice: Any) -> Any:
+    """A value from a list, or a number of a range, evenly or evenly in its logarithm."""
+    if isinstance(choice, list):
+        return generator.choice(choice)
+    low, high = choice["min"], choice["max"]
+    if choice.get("log"):
+        return float(f"{math.exp(generator.uniform(math.log(low), math.log(high))):.3g}")
+    whole = isinstance(low, int) and isinstance(high, int)
+    return generator.randint(low, high) if whole else generator.uniform(low, high)
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """Settings as the name of a trial."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as command line flags."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -> list[dict[str, Any]]:
+    """Trains every trial that nobody else is at work on, and returns the scores of all that are there."""
+    # Only now: it imports torch.
+    from distill import pipeline
+    from distill.checkpoint import write_json
+    from distill.launch import lock, on_main
+    from distill.teacher import Teacher
+    from distill.train import Stopped
+
+    def take(name: str) -> IO[str] | None:
+        """The right to work on a trial, as long as the file is open; only the main process holds it."""
+        return on_main(run.accelerator, lambda: lock(config.folder / "locks" / name))
+
+    with pipeline.opened(config) as run:
+        for trial_config in settings:
+            pipeline.try_build(trial_config, run.splits.classes)
+        held = take("teacher")
+        teacher = Teacher(pipeline.load_teacher(run), dtype=pipeline.precision(run.accelerator))
+        if held:
+            held.close()
+        for trial, trial_config in zip(trials, settings, strict=True):
+            record = config.folder / trial.key / "scores.json"
+            trial_run = replace(run, config=pipeline.with_class_weights(trial_config, run.splits), compare=False)
+            try:
+                held = take(Path(trial.key).name)
+            except ConfigError as error:
+                run.say(f"{trial.key}: left to the other ({error})")
+                continue
+            if not record.is_file():
+                facts = score(trial, trial_run, teacher)
+                if run.accelerator.is_main_process:
+                    write_json(record, facts)
+            if held:
+                held.close()
+            if run.stop():
+                raise Stopped("stopped between trials; the same command goes on from there")
+        found = collect(config.folder)
+        if run.accelerator.is_main_process:
+            write_json(config.folder / "sweep.json", found)
+            (config.folder / "sweep.md").write_text(table(found) + "\n", encoding="utf-8")
+        run.say(f"\n{table(found)}\n\n{config.folder}/sweep.json, tensorboard --logdir {config.folder}/tensorboard")
+    return found
+
+
+def score(trial: Trial, run: Run, teacher: Teacher) -> dict[str, Any]:
+    """Trains a student and scores it."""
+    from distill.pipeline import stage
+
+    start = time.perf_counter()
+    network = stage(run, trial.key, teacher)
+    scores = run.evaluate({"student": network}).scores["student"]
+    return {
+        "name": trial.name,
+        "seed": trial.seed,
+        "settings": trial.settings,
+        "mean_iou": scores.mean_iou,
+        "iou": dict(zip(run.splits.classes, scores.iou, strict=True)),
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """The scores of every trial that is there, in the order in which they were finished."""
+    records = sorted(folder.glob("trials/*/scores.json"), key=lambda path: path.stat().st_mtime_ns)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in records]
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Trials as Markdown, the best first: mean and standard deviation over seeds."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for record in found:
+        by_name.setdefault(record["name"], []).append(record)
+    lines = ["| trial | mIoU | seeds | settings |", "| --- | ---: | ---: | --- |"]
+    mean = {name: statistics.mean(r["mean_iou"] for r in records) for name, records in by_name.items()}
+    for name in sorted(by_name, key=lambda name: -mean[name]):
+        scores = [100 * r["mean_iou"] for r in by_name[name]]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        settings = describe(by_name[name][0]["settings"])
+        lines.append(f"| {name} | {100 * mean[name]:.2f}{spread} | {len(scores)} | {settings} |")
+    return "\n".join(lines)
+
+
+def command_line(arguments: Sequence[str]) -> tuple[Config, list[Trial], list[Config]]:
+    """The sweep that a command line asks for; bad input becomes one line."""
+    parser = argparse.ArgumentParser(
+        prog="sweep.py", description="Train many students of one teacher and compare them.", epilog=read_trials.__doc__
+    )
+    parser.add_argument("file", type=Path, help="YAML file of the trials")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the file's")
+    parser.add_argument("--only", nargs="+", default=[], metavar="TRIAL", help="these trials of the file")
+    own, rest = parser.parse_known_args(arguments)
+    try:
+        trials = read_trials(own.file, own.seeds, own.only)
+    except ConfigError as error:
+        parser.exit(2, f"distill: error: {error}\n")
+    rest = [*rest, *flags(trials[0].common)]
+    # Checked one by one, as the settings of any run are, before the first is trained.
+    settings = [parse([*rest, *flags(trial.settings), f"--seed={trial.seed}"]) for trial in trials]
+    return parse(rest), trials, settings

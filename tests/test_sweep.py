@@ -1,0 +1,98 @@
+"""Many students of one teacher: what is read, what is drawn, what comes of it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY, flags, tiny_config
+
+from distill.config import ConfigError
+from distill.pipeline import distil
+from distill.sweep import command_line, read_trials, table
+
+
+def write(path, text: str):
+    path.write_text(text)
+    return path
+
+
+def test_trials_by_hand_in_a_grid_and_drawn(tmp_path):
+    file = write(
+        tmp_path / "s.yaml",
+        """
+settings: {kd.weight: 0}
+seeds: [3, 4]
+trials: {alone: {}, "forward KL": {kd.weight: 2}}
+grid: {kd.temperature: [1, 2], student.learning_rate: [1e-3, 2e-3, 4e-3]}
+random: {samples: 5, settings: {kd.weight: {min: 0.1, max: 10, log: true}, kd.divergence: [reverse_kl, jeffreys]}}
+""",
+    )
+    trials = read_trials(file)
+    assert len(trials) == 2 * (2 + 6 + 5)
+    assert [t.seed for t in trials] == [3] * 13 + [4] * 13
+    assert trials[1].key == "trials/forward_KL-seed3"
+    assert trials[2].settings == {"kd.temperature": 1, "student.learning_rate": 1e-3}
+    drawn = [t.settings for t in trials[8:13]]
+    assert all(0.1 <= s["kd.weight"] <= 10 and s["kd.divergence"] in ("reverse_kl", "jeffreys") for s in drawn)
+    assert len({s["kd.weight"] for s in drawn}) == 5
+    assert read_trials(file) == trials, "the same every time"
+    assert [t.name for t in read_trials(file, [0], ["alone"])] == ["alone"]
+    _, _, settings = command_line([str(file), "--seeds", "7", "--only", "forward KL", *flags(TINY)])
+    assert [(s.seed, s.kd.weight) for s in settings] == [(7, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trials: {a: {kd.weigth: 1}}", "kd.weigth"),
+        ("trials: {a: {kd.weight: -1}}", "kd.weight: -1"),
+        ("trial: {a: {}}", "a sweep has trials, grid or random"),
+        ("random: {samples: 2}", "cannot be read as a sweep"),
+        ("trials: [a, b]", "cannot be read as a sweep"),
+        ("trials: {}", "no trial"),
+        ("trials: {a: {}, a: {}}", "stands twice"),
+    ],
+)
+def test_a_bad_sweep_is_one_line(tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit):
+        command_line([str(write(tmp_path / "s.yaml", text)), *flags(TINY)])
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_unknown_trials_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="'b' is no trial"):
+        read_trials(write(tmp_path / "s.yaml", "trials: {a: {}}"), names=["b"])
+
+
+def test_the_script_trains_every_trial_of_one_teacher_and_skips_what_is_there(tmp_path):
+    distil(tiny_config(tmp_path / "run", export__enabled=False, baseline__enabled=False))
+    text = "settings: {kd.weight: 0}\ntrials: {alone: {}, KL: {kd.weight: 2}}\nseeds: [0, 1]"
+    file = write(tmp_path / "s.yaml", text)
+    wanted = TINY | {"output_dir": tmp_path / "sweep", "teacher.checkpoint": tmp_path / "run"}
+    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(file), *flags(wanted)]
+    times = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        weights = sorted((tmp_path / "sweep" / "trials").glob("*/model.safetensors"))
+        times.append([path.stat().st_mtime_ns for path in weights])
+    assert times[0] == times[1]
+    found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert sorted((r["name"], r["seed"]) for r in found) == [("KL", 0), ("KL", 1), ("alone", 0), ("alone", 1)]
+    assert len(weights) == 4
+    assert len({p.read_bytes() for p in weights}) == 4
+    assert len(list((tmp_path / "sweep" / "tensorboard" / "trials").iterdir())) == 4
+    assert "| KL |" in done.stdout
+    assert "training" in done.stdout
+
+
+def test_the_table_has_means_and_deviations_best_first():
+    rows = [
+        {"name": "a", "mean_iou": 0.1, "settings": {}},
+        {"name": "b", "mean_iou": 0.5, "settings": {"kd.weight": 2}},
+        {"name": "b", "mean_iou": 0.7, "settings": {"kd.weight": 2}},
+    ]
+    assert table(rows).splitlines()[2:] == ["| b | 60.00 ± 14.14 | 2 | kd.weight=2 |", "| a | 10.00 | 1 |  |"]
