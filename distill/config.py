@@ -194,6 +194,8 @@ class Config(TermsConfig):
         gradient_accumulation_steps: micro-batches an optimizer step.
         mixed_precision: `no`, `bf16`, `fp16` (GPU only); null takes what the launcher says.
         sync_batchnorm: BatchNorm takes its statistics over the images of all processes, not each over its own (GPUs).
+        compile_loss: let torch.compile fuse the loss of each pixel; needs a C++ compiler where it runs (Triton on a
+            GPU), takes a minute at the start, and changes the last bits.
         eval_steps: score on the validation images every so many steps.
         keep: which weights a training ends with: those of the `best` validation score or of the `last` step.
         checkpointing_steps: save the training state every so many steps.
@@ -222,6 +224,7 @@ class Config(TermsConfig):
     gradient_accumulation_steps: int = 1
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     sync_batchnorm: bool = False
+    compile_loss: bool = False
     eval_steps: int = 100
     keep: Literal["best", "last"] = "best"
     checkpointing_steps: int = 100

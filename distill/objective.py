@@ -40,14 +40,20 @@ class Objective(nn.Module):
         terms: by name.
         weights: by name.
         schedules: of weights and temperatures, by `<term>.<setting>`; of terms that are not there, ignored.
+        compiled: let torch.compile fuse the terms that look at one pixel at a time.
     """
 
     terms: Any  # a ModuleDict of Term
 
     def __init__(
-        self, terms: Mapping[str, Term], weights: Mapping[str, float], schedules: Mapping[str, Schedule] | None = None
+        self,
+        terms: Mapping[str, Term],
+        weights: Mapping[str, float],
+        schedules: Mapping[str, Schedule] | None = None,
+        compiled: bool = False,
     ):
         super().__init__()
+        self.compiled = compiled
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
         self.schedules = {}
@@ -81,7 +87,8 @@ class Objective(nn.Module):
         total, values, gradient_norms = torch.zeros((), device=student.logits.device), {}, {}
         if together:
             weights = [self.weights[name] for name in together]
-            result = fused(list(together.values()), weights, student, teacher, target, norms=norms)
+            options = {"norms": norms, "compiled": self.compiled}
+            result = fused(list(together.values()), weights, student, teacher, target, **options)
             total, values = result.total, dict(zip(together, result.values, strict=True))
             if result.norms:
                 gradient_norms = {n: self.weights[n] * v for n, v in zip(together, result.norms, strict=True)}
@@ -117,7 +124,8 @@ def build_objective(config: Config, student: Network, teacher: Network | None) -
             raise ConfigError(f"{name}: {error}") from error
     if not terms:
         raise ConfigError("cross_entropy.weight, …: no term is left without a teacher; set one that looks at labels")
-    return Objective(terms, weights, {key: Schedule(**s) for key, s in config.schedules.items()})
+    schedules = {key: Schedule(**s) for key, s in config.schedules.items()}
+    return Objective(terms, weights, schedules, config.compile_loss)
 
 
 class Distiller(nn.Module):

@@ -1,6 +1,7 @@
 """Measures what the README claims.
 
     python scripts/benchmark.py loss            # KL + cross-entropy: plain PyTorch, by strips, by strips compiled
+    python scripts/benchmark.py terms           # what each term adds to a training step
 
 The contenders of a comparison take turns, so that a busy machine slows all of them; medians are printed, and ratios.
 Memory is what the allocator held at most during a forward and backward pass, beyond the networks' outputs.
@@ -24,10 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill import models
+from distill.batch import UNLABELLED, VOID, Batch, Outputs, Target
+from distill.config_parse import parse
+from distill.losses import TERMS
 from distill.losses.fused import fused
 from distill.losses.pixel import KD
 from distill.losses.supervised import CrossEntropy
+from distill.objective import Distiller, build_objective
+from distill.teacher import Teacher
 
 SHAPES = ((8, 150, 256, 256), (4, 11, 360, 480), (8, 19, 512, 512))
 
@@ -126,6 +132,49 @@ def loss(args: argparse.Namespace) -> None:
             compare(shape, stride, args)
 
 
+def terms(args: argparse.Namespace) -> None:
+    """A training step (forward, backward) with cross-entropy and each other term, against cross-entropy alone."""
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    device, classes = torch.device(args.device), [str(i) for i in range(args.shape[1])]
+    config = parse(["--config", args.config])
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (args.shape[0], 3, *args.shape[2:]), device=device).byte()
+    mask = torch.randint(0, args.shape[1], (args.shape[0], *args.shape[2:]), device=device).byte()
+    student, large = (models.build(n, classes).to(device) for n in (config.student, config.teacher))
+    precision = torch.bfloat16 if config.mixed_precision == "bf16" else None
+
+    def step_of(name: str) -> Callable[[], object]:
+        chosen = [f"--{term}.weight={int(term in (name, 'cross_entropy'))}" for term in TERMS]
+        distiller = Distiller(student, build_objective(parse(["--config", args.config, *chosen]), student, large))
+        distiller.to(device).train()
+        teacher = Teacher(large, distiller.objective.features, precision)
+        outputs = teacher(Batch(image, mask, []))
+
+        def step() -> None:
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                loss = distiller(image, outputs, Target.of(mask))
+            loss.total.backward()
+            distiller.zero_grad(set_to_none=True)
+
+        return step
+
+    steps = {name: step_of(name) for name in TERMS}
+    steps["teacher"] = lambda: Teacher(large, dtype=precision)(Batch(image, mask, []))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(args.repeat + 1):
+        for name, step in steps.items():
+            elapsed = seconds(step, device, args.cpu_time)
+            if repeat:
+                times[name].append(elapsed)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    clock = "CPU time" if args.cpu_time else "wall time"
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {clock}, {args.config}")
+    print(f"{'x'.join(map(str, args.shape))}; cross-entropy alone {1e3 * median['cross_entropy']:.0f} ms a step")
+    for name, value in median.items():
+        what = "the teacher's forward pass" if name == "teacher" else f"with {name}"
+        print(f"  {what:28} {value / median['cross_entropy']:5.2f} x")
+
+
 def parse_shape(text: str) -> tuple[int, int, int, int]:
     """`8x150x256x256`: images, classes, height, width."""
     images, classes, height, width = map(int, text.split("x"))
@@ -146,6 +195,14 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--threads", type=int, help="of this process; torch's choice if not given")
     command.add_argument("--cpu-time", action="store_true", help="for a busy machine; with --threads 1")
     command.set_defaults(run=loss)
+    command = commands.add_parser("terms", help="what each term adds to a training step")
+    command.add_argument("--config", default=str(Path(__file__).parents[1] / "configs" / "camvid_cpu.yaml"))
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--shape", type=parse_shape, default=(8, 11, 192, 256), help="images, classes, height, width")
+    command.add_argument("--repeat", type=int, default=5)
+    command.add_argument("--threads", type=int, help="of this process; torch's choice if not given")
+    command.add_argument("--cpu-time", action="store_true", help="for a busy machine; with --threads 1")
+    command.set_defaults(run=terms)
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -9,6 +9,7 @@ from distill.config_parse import parse
 from distill.data import build_transform
 from distill.losses import TERMS
 from distill.pipeline import try_build
+from distill.sweep import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,3 +117,16 @@ def test_configs_parse_and_build(path):
     if isinstance(config.cross_entropy.class_weights, str):  # these come from the data
         config.cross_entropy.class_weights = [1.0, 1.0]
     try_build(config, ["a", "b"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_sweeps_parse_and_build(path):
+    text = path.read_text()
+    assert f"scripts/sweep.py configs/sweeps/{path.name}" in text, "opens with its command"
+    base = ["--config", "configs/camvid_cpu.yaml"] if "camvid_cpu" in text else []
+    _, trials, settings = command_line([str(path), *base])
+    classes = [str(i) for i in range(11)]
+    assert len({trial.key for trial in trials}) == len(trials)
+    for trial, config in zip(trials, settings, strict=True):
+        try_build(config, classes)
+        assert all(flatten(config)[key] == value for key, value in trial.settings.items()), trial.name

@@ -4,15 +4,17 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
-from conftest import start_script, tiny_config
+from conftest import ROOT, TINY, flags, start_script, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill import teacher, train
 from distill.batch import UNLABELLED
 from distill.config import ConfigError
 from distill.config_parse import parse
+from distill.losses import TERMS
 from distill.pipeline import distil, main
 
 
@@ -74,6 +76,19 @@ def test_the_resolved_settings_run_again_and_skip_what_is_there(finished):
     distil(config)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("model.*")} == before
     assert (folder / "results.json").read_text() == results
+
+
+@pytest.mark.parametrize("family", ["pixels", "maps", "features", "labels"])
+def test_a_run_of_every_family_of_terms(finished, tmp_path, family):
+    wanted = TINY | {"output_dir": tmp_path / "run", "teacher.checkpoint": finished[0], "baseline.enabled": False}
+    wanted["export.enabled"] = False
+    config = parse(["--config", str(ROOT / "configs" / f"terms_{family}.yaml"), *flags(wanted)])
+    terms = [name for name in TERMS if getattr(config, name).weight]
+    distil(config)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "student"))
+    events.Reload()
+    for name in terms:
+        assert all(np.isfinite(event.value) for event in events.Scalars(f"train/{name}")), name
 
 
 def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):

@@ -55,7 +55,8 @@ class CIRKD(MapTerm):
     - mini-batch: over the places of each image of the micro-batch in turn, mean over places and pairs of images.
     - pixel memory, region memory: over features of the teacher kept from earlier images, balanced between classes:
       single places, and mean features of a class in an image. The student's features go through an adapter of two
-      1×1 convolutions. Mean over the pixels that are not void.
+      1×1 convolutions. Mean over the pixels that are not void; maps are pooled to `side` × `side` places here too,
+      where the paper asks the memory for every cell, at ten times the cost.
 
     Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, 2022, arXiv:2204.06986. It
     relates the images of a micro-batch, and the memory holds what came before: a step split differently gives a
@@ -122,14 +123,15 @@ class CIRKD(MapTerm):
             return total
         if self.training:
             self.remember(teacher, cells.count(target.mask, self.classes, student.dtype))
-        # Where a cell has pixels: [cells, C] unit vectors, each as often as it has pixels.
-        ours, theirs = (F.normalize(x.movedim(1, -1)[counts > 0], dim=1) for x in (self.project(student), teacher))
+        ours, share = nodes(self.project(student), counts, self.side)
+        theirs, _ = nodes(teacher, counts, self.side)
+        pixels = share * counts.sum((1, 2))[:, None]  # a place counts as often as it has pixels
         for weight, name in ((self.pixel_memory, "pixels"), (self.region_memory, "regions")):
             if weight:
                 entries, filled = getattr(self, name).contents()
                 entries, filled = entries.to(ours.dtype), filled.to(ours.dtype)
                 a, b = (log_softmax_over(x @ entries.T, filled, self.temperature) for x in (ours, theirs))
-                total = total + weight * (counts[counts > 0] * kl_over(a, b)).sum() / target.valid_count
+                total = total + weight * (pixels * kl_over(a, b)).sum() / target.valid_count
         return total
 
     def mini_batch(self, student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
