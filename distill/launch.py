@@ -7,7 +7,9 @@ import fcntl
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -120,20 +122,35 @@ def lost_processes(waited: bool) -> tuple[list[int], bool]:
     lost = [other for other in keys if other != rank]
     start = time.monotonic()
     try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS))
+        store = _store()
         store.set(keys[rank], str(waited))
         # One that is missing is the lost one; of several, some may still be at work on what the others had done.
         while lost and time.monotonic() - start < ANSWER_SECONDS * (1 if len(lost) == 1 else 5):
             time.sleep(0.1)
             lost = [other for other in lost if not store.check([keys[other]])]
-        there = [other for other in keys if other not in lost]
-        waited = any(store.get(keys[other]) == b"True" for other in there)
-    except RuntimeError:
+        waited = any(store.get(key) == b"True" for other, key in keys.items() if other not in lost)
+    except (OSError, RuntimeError):
         lost = [0] if rank else lost
     if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         time.sleep(ANSWER_SECONDS)  # the others ask this process
     return lost, waited
+
+
+def _store() -> TCPStore:
+    """A line of its own to what the processes met at; raises OSError if nobody answers there."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    socket.create_connection((host, port), ANSWER_SECONDS).close()  # where this fails, torch would print a page
+    found: list[TCPStore] = []
+
+    def connect() -> None:
+        found.append(TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS)))
+
+    thread = threading.Thread(target=connect, daemon=True)  # it waits for a stopped process without limit
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not found:
+        raise TimeoutError
+    return found[0]
 
 
 def stop_on_signal() -> Callable[[], bool]:

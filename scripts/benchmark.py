@@ -145,6 +145,7 @@ def terms(args: argparse.Namespace) -> None:
 
     def step_of(name: str) -> Callable[[], object]:
         chosen = [f"--{term}.weight={int(term in (name, 'cross_entropy'))}" for term in TERMS]
+        chosen.append("--cross_entropy.class_weights=null")  # they are those of other classes
         distiller = Distiller(student, build_objective(parse(["--config", args.config, *chosen]), student, large))
         distiller.to(device).train()
         teacher = Teacher(large, distiller.objective.features, precision)

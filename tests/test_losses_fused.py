@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from losses_reference import relative
 from torch.profiler import ProfilerActivity, profile
 
 from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.config_terms import Schedule
+from distill.losses import TERMS
 from distill.losses.fused import fused
 from distill.losses.pixel import DKD, KD
 from distill.losses.strips import by_hand, is_by_hand
 from distill.losses.supervised import CrossEntropy, Focal
+from distill.objective import Objective
 
 WEIGHTS = [0.5, 2.0, 1.0, 3.0, 1.5]
 
@@ -117,8 +122,8 @@ def test_the_pair_by_hand_is_accurate_in_float32(seed, temperature, exponent):
     s, t = ((10**exponent * torch.randn(3, 6, 4, generator=random)).clamp(-1e4, 1e4) for _ in range(2))
     mask = torch.randint(0, 6, (3, 4), generator=random).byte()
     scales = torch.tensor([1.0, 1.0])
-    single = by_hand(None, temperature, scales, s, t, mask)
-    double = by_hand(None, temperature, scales.double(), s.double(), t.double(), mask)
+    single = by_hand(None, s.new_tensor(temperature), scales, s, t, mask)
+    double = by_hand(None, s.double().new_tensor(temperature), scales.double(), s.double(), t.double(), mask)
     for ours, exact in zip(single, double, strict=True):
         assert (ours.double() - exact).norm() <= 1e-3 * exact.norm() + 1e-6
 
@@ -216,6 +221,37 @@ def test_steps_may_be_split():
         target = Target(mask[n : n + 1], step.labelled_count, step.valid_count, 4)
         parts.append(torch.autograd.grad(fused(terms, weights, s, t, target).total, x)[0])
     assert relative(sum(parts), whole) < 1e-12
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("kd", [{}, {"kd__divergence": "jeffreys"}])
+def test_compiled_is_the_same(tmp_path, kd):
+    objectives = []
+    for compiled in (False, True):
+        config = tiny_config(tmp_path, compile_loss=compiled, **kd)
+        terms = {"cross_entropy": CrossEntropy(), "kd": KD(divergence=config.kd.divergence)}
+        warmer = {"kd.temperature": Schedule("linear", end=4.0)}
+        objectives.append(Objective(terms, {"cross_entropy": 1.0, "kd": 2.0}, warmer, config.compile_loss))
+    x, student, teacher, mask = networks(dtype=torch.float32)
+    graphs = torch._dynamo.utils.counters["stats"]
+    for step in range(9):
+        gradients = []
+        for objective in objectives:
+            objective.set_step(step, 9)
+            total = objective(student, teacher, Target.of(mask)).total
+            gradients.append(torch.autograd.grad(total, x)[0])
+        assert relative(gradients[1], gradients[0]) < 1e-5
+        if step == 2:
+            compiled = graphs["unique_graphs"]
+    assert graphs["unique_graphs"] == compiled, "a schedule compiles nothing again"
+
+
+def test_the_benchmark_of_terms_runs(capsys):
+    path = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+    runpy.run_path(str(path))["main"](["terms", "--device", "cpu", "--shape", "2x3x64x64", "--repeat", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:-1]] == list(TERMS)
+    assert all(float(line.split()[-2]) > 0 for line in lines[2:])
 
 
 def test_the_benchmark_runs(capsys):

@@ -221,7 +221,8 @@ def _worker(terms: Sequence[PixelTerm], scales: Tensor, separately: bool, compil
     if is_by_hand(terms) and not separately:
         ce, kd = terms
         assert isinstance(ce, CrossEntropy) and isinstance(kd, KD)
-        hand = partial(_compiled(by_hand) if compiled else by_hand, ce.class_weights, kd.temperature, scales)
+        temperature = None if kd.temperature == 1 else scales.new_tensor(kd.temperature)
+        hand = partial(_compiled(by_hand) if compiled else by_hand, ce.class_weights, temperature, scales)
 
         def work(student: Tensor, teacher: Tensor | None, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
             assert teacher is not None

@@ -58,7 +58,7 @@ def is_by_hand(terms: Sequence[PixelTerm]) -> bool:
 
 def by_hand(
     class_weights: Tensor | None,
-    temperature: float,
+    temperature: Tensor | None,
     scales: Tensor,
     student: Tensor,
     teacher: Tensor,
@@ -71,7 +71,7 @@ def by_hand(
 
     Args:
         class_weights: `[C]`, or none.
-        temperature: T.
+        temperature: T, a scalar (a number would be compiled in, each of a schedule's anew); None is 1.
         scales: what the two sums are multiplied by in what is differentiated `[2]`.
         student: logits `[rows, C, W]`.
         teacher: the same of the teacher.
@@ -86,7 +86,7 @@ def by_hand(
     if class_weights is not None:
         weight = weight * class_weights.to(student.dtype)[labels]
     valid = (mask != VOID).to(student.dtype)
-    ce_scale, kd_scale = scales[0] * weight, scales[1] * temperature * valid
+    ce_scale, kd_scale = scales[0] * weight, scales[1] * valid
 
     s = student - student.amax(1, keepdim=True)
     t = teacher - teacher.amax(1, keepdim=True)
@@ -94,7 +94,8 @@ def by_hand(
     p_sum = p.sum(1, keepdim=True)
     ce = ((p_sum.log() - s.gather(1, labels)) * weight).sum()
     soft, soft_sum = p, p_sum
-    if temperature != 1:
+    if temperature is not None:
+        kd_scale = kd_scale * temperature
         s.div_(temperature)
         t.div_(temperature)
         soft = s.exp()
@@ -103,11 +104,12 @@ def by_hand(
     q_sum = q.sum(1, keepdim=True)
     q.div_(q_sum)
     cross = t.sub_(s).mul_(q).sum(1, keepdim=True)
-    kd = ((cross + soft_sum.log() - q_sum.log()) * valid).sum() * temperature**2
+    kd = ((cross + soft_sum.log() - q_sum.log()) * valid).sum()
 
-    if temperature == 1:
+    if temperature is None:
         gradient = p.mul_((ce_scale + kd_scale) / p_sum)
     else:
+        kd = kd * temperature**2
         gradient = p.mul_(ce_scale / p_sum).add_(soft.mul_(kd_scale / soft_sum))
     gradient.sub_(q.mul_(kd_scale)).scatter_add_(1, labels, -ce_scale)
     return torch.stack([ce, kd]), gradient

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ class Launch:
         world: number of ranks.
         log: where stdout and stderr of all of them go.
         environment: variables besides those of the launcher.
+        agent: keep the store at which the ranks meet, as torchrun does; else rank 0 has it.
     """
 
     def __init__(
@@ -74,14 +76,15 @@ class Launch:
         world: int,
         log: Path,
         environment: dict[str, str] | None = None,
+        agent: bool = True,
     ):
         _start_warm()
         self.log = log
         common: dict[str, Any] = dict(environment or {})
-        if world > 1:  # as under torchrun, the store lives outside the ranks
+        if world > 1:
             self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            common |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "TORCHELASTIC_USE_AGENT_STORE": True}
-            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port}
+            common |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "TORCHELASTIC_USE_AGENT_STORE": agent}
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port if agent else _free_port()}
         self.ranks = []
         for rank in range(world):
             own = common | ({"RANK": rank, "LOCAL_RANK": rank} if world > 1 else {})
@@ -142,6 +145,12 @@ def digests(folder: Path) -> dict[str, str]:
     """Hashes of what a run ends with."""
     names = ("teacher/model.safetensors", "student/model.safetensors", "results.json")
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _rank(environment: dict[str, Any], log: Path, function: Callable, arguments: Sequence[Any]) -> None:
