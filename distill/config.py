@@ -43,7 +43,7 @@ class DataConfig:
         cache: keep decoded images in memory (once a worker).
         max_pixels: larger images are refused before they are decoded.
         check: what is looked at before the first step: `off`, `headers` (every file opened) or `full` (every file
-            decoded, every label looked at).
+            decoded, every label looked at); not again in the same output folder as long as no file changes.
         synthetic_train: format `synthetic`: number of training scenes.
         synthetic_val: format `synthetic`: number of validation scenes.
         synthetic_size: format `synthetic`: `[height, width]` of a scene.

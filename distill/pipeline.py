@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from distill import models
 from distill.checkpoint import publish, refuse_other_settings, sha256, size_of, write_json
 from distill.config import HARMLESS, Config, ConfigError, dump, flatten
-from distill.data import Splits, check_splits, open_splits, save_preprocessing
+from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.export import ExportError
 from distill.launch import lock, lost_are_named, on_main, start, stop_on_signal
 from distill.losses import TERMS
@@ -33,7 +33,7 @@ from distill.teacher import Teacher, check_teacher
 from distill.train import Run, Stopped, train
 
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
-RECORD = "stage.json"
+RECORD, CHECKED = "stage.json", "checked.json"
 # Settings that do not reach a stage, by the beginning of their names.
 DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
 FOREIGN = {
@@ -66,7 +66,7 @@ def distil(config: Config) -> dict[str, Any]:
     """Runs every stage and returns the results."""
     with opened(config) as run:
         config, accelerator = run.config, run.accelerator
-        held = on_main(accelerator, lambda: take_folder(config, accelerator.num_processes))  # noqa: F841  stays open
+        held = on_main(accelerator, lambda: take_folder(run))  # noqa: F841  stays open
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:
             networks["baseline"] = stage(run, "baseline")
@@ -86,7 +86,7 @@ def opened(config: Config) -> Iterator[Run]:
     accelerator = start(config)
     try:
         run = Run(config, accelerator, splits, stop_on_signal())
-        check_splits(splits, config.data.check, run.progress)
+        run.checked = check_once(splits, config.data, config.folder / CHECKED, run.progress, run.say)
         run.config = with_class_weights(config, splits)
         try_build(run.config, splits.classes)
         more = f" ({len(splits.unlabelled)} more without labels)" if splits.unlabelled else ""
@@ -141,9 +141,9 @@ def try_build(config: Config, classes: list[str]) -> None:
             build_objective(config, student, None)
 
 
-def take_folder(config: Config, processes: int) -> IO[str]:
+def take_folder(run: Run) -> IO[str]:
     """Locks the output folder, once it is sure that nothing in it belongs to another run."""
-    folder = config.folder
+    config, folder = run.config, run.config.folder
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder; set another --name or --output_dir")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
@@ -154,9 +154,11 @@ def take_folder(config: Config, processes: int) -> IO[str]:
         if record.is_file() and not (name == "teacher" and config.teacher.checkpoint):
             settings = json.loads(record.read_text())["settings"]
             settings.pop("teacher.sha256", None)
-            wanted = stage_settings(config, name, processes)
+            wanted = stage_settings(config, name, run.accelerator.num_processes)
             refuse_other_settings(folder / name, settings, wanted, config.allow_change)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    if run.checked:
+        write_json(folder / CHECKED, run.checked)
     return held
 
 

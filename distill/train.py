@@ -49,6 +49,7 @@ class Run:
         splits: the data.
         stop: whether the run was asked to stop (a signal).
         compare: score the teacher beside its student at every validation.
+        checked: what was found out about the files of the data, to be remembered.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Run:
     splits: Splits
     stop: Callable[[], bool] = lambda: False
     compare: bool = True
+    checked: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:
         """A line for the person who watches, once."""

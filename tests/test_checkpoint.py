@@ -1,10 +1,11 @@
 import json
 import random
+import shutil
 
 import pytest
 import torch
 
-from distill.checkpoint import CHECKSUM, MANIFEST, Checkpoints, State, publish
+from distill.checkpoint import CHECKSUM, MANIFEST, Checkpoints, State, publish, size_of
 from distill.config import ConfigError
 
 FILES = ["model.safetensors", "best.safetensors", "optimizer.pt", MANIFEST, CHECKSUM]
@@ -17,9 +18,9 @@ def state(step: int) -> State:
     )
 
 
-def checkpoints(folder, notes=None, settings=None, facts=None, limit=2) -> Checkpoints:
+def checkpoints(folder, notes=None, settings=None, facts=None, limit=2, allowed=()) -> Checkpoints:
     note = (notes if notes is not None else []).append
-    return Checkpoints(folder, settings or {"kd.weight": 1.0}, facts or {"threads": 1}, limit, note)
+    return Checkpoints(folder, settings or {"kd.weight": 1.0}, facts or {"threads": 1}, limit, note, allowed)
 
 
 def test_what_is_saved_comes_back(tmp_path):
@@ -96,6 +97,23 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         checkpoints(tmp_path, settings={"kd.weight": 2.0}).load()
 
 
+def test_a_setting_that_is_allowed_to_change_is_noted_and_goes_into_the_next_state(tmp_path):
+    checkpoints(tmp_path).save(state(1))
+    notes: list[str] = []
+    other = {"kd.weight": 2.0, "seed": 1}
+    with pytest.raises(ConfigError, match=r"seed None there, 1 here\); .*--allow_change"):
+        checkpoints(tmp_path, settings=other, allowed=["kd.weight"]).load()
+    changed = checkpoints(tmp_path, notes, settings=other, allowed=["kd.weight", "seed"])
+    loaded = changed.load()
+    assert "kd.weight 1.0 there, 2.0 here, seed None there, 1 here" in notes[0]
+    assert loaded.changes == [{"step": 1, "settings": {"kd.weight": [1.0, 2.0], "seed": [None, 1]}}]
+    loaded.step = 2
+    changed.save(loaded)
+    notes.clear()
+    assert checkpoints(tmp_path, notes, settings=other).load().changes == loaded.changes
+    assert not notes
+
+
 def test_other_threads_are_noted(tmp_path):
     checkpoints(tmp_path).save(state(1))
     notes: list[str] = []
@@ -121,13 +139,29 @@ def test_a_save_that_breaks_leaves_the_older_ones(tmp_path, monkeypatch, where):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0000003"], "what the broken save left is gone"
 
 
+@pytest.mark.parametrize("free", [0, 2])
+def test_space_is_asked_for_before_anything_is_written(tmp_path, monkeypatch, free):
+    checkpoints(tmp_path, limit=1).save(state(1))
+    before = sorted(tmp_path.rglob("*"))
+    needed = size_of(state(2).tensors) + size_of(state(2).optimizer)
+    written = sum(path.stat().st_size for path in (tmp_path / "checkpoint-0000001").glob("*[st]"))
+    assert written < needed < 4 * written
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10 - free, free))
+    with pytest.raises(OSError, match=rf"checkpoint-0000002: .*\({free} bytes are free\).* {needed:,} bytes"):
+        checkpoints(tmp_path, limit=1).save(state(2))
+    with pytest.raises(OSError, match=rf"stage: .*\({free} bytes are free\).* 3 bytes"):
+        publish(tmp_path / "stage", lambda folder: pytest.fail("was written"), 3)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert checkpoints(tmp_path).load().step == 1
+
+
 def test_published_whole_or_not_at_all(tmp_path):
     def write(folder):
         (folder / "a").write_text("1")
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        publish(tmp_path / "stage", write)
+        publish(tmp_path / "stage", write, 1)
     assert not (tmp_path / "stage").exists()
-    publish(tmp_path / "stage", lambda folder: (folder / "a").write_text(json.dumps(2)))
+    publish(tmp_path / "stage", lambda folder: (folder / "a").write_text(json.dumps(2)), 1)
     assert (tmp_path / "stage" / "a").read_text() == "2"

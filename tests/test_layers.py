@@ -12,6 +12,7 @@ ROWS = [
     {"launch", "train", "smp_folder", "deployed", "predict", "quantize", "inference", "assess"},
     {"results"},
     {"pipeline"},
+    {"sweep"},
 ]
 HOMES = {"segmentation_models_pytorch": {"models"}, "albumentations": {"data"}, "jsonargparse": {"config_parse"}}
 ACCELERATE = {"launch", "tracking", "train", "pipeline"}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from distill.batch import MAX_CLASSES, VOID
-from distill.data import synthetic
-from distill.data.synthetic import CLASSES, PALETTE, render
+from distill.data.synthetic import render
+from distill.data.things import CLASSES, PALETTE, THINGS
 
 CLASS_IDS = {name: index for index, name in enumerate(CLASSES)}
 
@@ -84,7 +84,7 @@ def test_names_and_palette_match():
     assert colours.min() >= 0 and colours.max() <= 255
     apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(len(colours))
     assert apart.min() >= 60
-    assert set(synthetic.THINGS) < set(range(len(CLASSES)))
+    assert set(THINGS) < set(range(len(CLASSES)))
 
 
 def test_shares_are_unequal_and_every_class_is_common(scenes):

@@ -9,11 +9,13 @@ from accelerate import Accelerator
 from conftest import tiny_config
 from safetensors.torch import load_file
 
+import distill.train
 from distill import models
-from distill.config import Config
+from distill.config import Config, ConfigError
 from distill.data import open_splits
+from distill.launch import start
 from distill.optim import schedule
-from distill.pipeline import stage_settings
+from distill.pipeline import stage, stage_settings
 from distill.teacher import Teacher
 from distill.tracking import Tracker
 from distill.train import Run, Stopped, step_seed, train
@@ -156,3 +158,92 @@ def test_settings_of_a_stage_leave_out_what_does_not_reach_it(tmp_path):
     assert stage_settings(config, "baseline", 1) != stage_settings(other, "baseline", 1)
     assert stage_settings(config, "student", 1) != stage_settings(config, "student", 2)
     assert json.dumps(stage_settings(config, "student", 1))
+
+
+def stopped_at_2(folder, **settings) -> None:
+    calls = iter(range(100))
+    run = run_of(tiny_config(folder, **settings), stop=lambda: next(calls) == 1)
+    with pytest.raises(Stopped):
+        stage(run, "baseline")
+
+
+def test_a_setting_that_is_allowed_to_change_counts_from_the_step_reached(tmp_path):
+    stopped_at_2(tmp_path)
+    other = {"optimizer__weight_decay": 0.5, "student__max_train_steps": 4}
+    with pytest.raises(ConfigError, match=r"optimizer\.weight_decay 0\.01 there, 0\.5 here, student\.max_train_steps"):
+        stage(run_of(tiny_config(tmp_path, **other)), "baseline")
+    allowed = "[optimizer.weight_decay, student.max_train_steps]"
+    stage(run_of(tiny_config(tmp_path, **other, allow_change=allowed)), "baseline")
+    record = json.loads((tmp_path / "baseline" / "stage.json").read_text())
+    changed = {"optimizer.weight_decay": [0.01, 0.5], "student.max_train_steps": [6, 4]}
+    assert (record["steps"], record["changes"]) == (4, [{"step": 2, "settings": changed}])
+    assert record["settings"]["optimizer.weight_decay"] == 0.5
+
+
+def test_an_allowed_change_reaches_the_optimizer(tmp_path, monkeypatch):
+    stopped_at_2(tmp_path)
+    seen = []
+    update = distill.train.update
+    monkeypatch.setattr(
+        distill.train,
+        "update",
+        lambda run, name, step, training, *rest: (
+            seen.append([group["weight_decay"] for group in training.optimizer.param_groups])
+            or update(run, name, step, training, *rest)
+        ),
+    )
+    config = tiny_config(tmp_path, optimizer__weight_decay=0.5, allow_change="[optimizer.weight_decay]")
+    stage(run_of(config), "baseline")
+    assert seen == [[0.5, 0.0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"student__max_train_steps": 2}, "2 steps are done; to go on set max_train_steps above that"),
+        ({"optimizer__name": "sgd"}, "does not fit"),
+        ({"optimizer__ema_decay": 0.9}, "does not fit"),
+        ({"student__encoder_name": "tu-test_efficientnet"}, "does not fit"),
+    ],
+    ids=["steps", "optimizer", "ema", "network"],
+)
+def test_what_cannot_change_on_the_way_is_refused(tmp_path, settings, words):
+    stopped_at_2(tmp_path)
+    (name,) = settings
+    config = tiny_config(tmp_path, **settings, allow_change=f"[{name.replace('__', '.')}]")
+    with pytest.raises(ConfigError, match=words) as caught:
+        stage(run_of(config), "baseline")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_finished_stays_as_it_is_when_a_setting_may_change(tmp_path, capsys):
+    stage(run_of(tiny_config(tmp_path)), "baseline")
+    before = (tmp_path / "baseline" / "stage.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"seed 0 there, 5 here\); .*--allow_change"):
+        stage(run_of(tiny_config(tmp_path, seed=5)), "baseline")
+    stage(run_of(tiny_config(tmp_path, seed=5, allow_change="[seed]")), "baseline")
+    assert "is there already, made before the change of seed" in capsys.readouterr().out
+    assert (tmp_path / "baseline" / "stage.json").read_bytes() == before
+
+
+def test_synchronised_norms_train_and_load_into_plain_ones(tmp_path):
+    settings = {"student__encoder_name": "tu-test_efficientnet"}  # its norms hold the activations
+    plain, _ = train(run_of(tiny_config(tmp_path / "plain", **settings)), "baseline", {})
+    run = run_of(tiny_config(tmp_path / "sync", sync_batchnorm="true", **settings))
+    network, _ = train(run, "baseline", {})
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert digest(network) == digest(plain)  # one process has nobody to share with
+    wanted = run.config.student
+    models.save(network, tmp_path / "saved")
+    loaded = models.load(tmp_path / "saved", run.splits.classes, wanted.mean, wanted.std)
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in loaded.modules())
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded(image).logits, network(image).logits)
+
+
+def test_synchronised_norms_are_refused_on_a_cpu(tmp_path):
+    with pytest.raises(ConfigError, match="sync_batchnorm: needs GPUs, the device here is cpu"):
+        start(tiny_config(tmp_path, sync_batchnorm="true"))

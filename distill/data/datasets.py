@@ -1,12 +1,11 @@
 """Data sets: pairs of an image and a mask, read with PIL (it refuses truncated files, keeps palette indices and
-does not rotate images behind the mask's back), checked before they are trained on.
+does not rotate images behind the mask's back).
 
 A new layout on disk is a function that lists pairs, and an entry in `open_splits`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 
 from distill.batch import MAX_CLASSES, UNLABELLED, VOID
 from distill.config import ConfigError, DataConfig
-from distill.data import synthetic
+from distill.data import synthetic, things
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -33,7 +32,6 @@ CAMVID_PALETTE = (
     *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
 )
 CAMVID_VOID = 11
-MAX_LISTED = 20  # bad files named in one message
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -94,8 +92,8 @@ def open_splits(config: DataConfig) -> Splits:
         ConfigError: a missing folder, an image without mask, an empty split, no or too many classes.
     """
     if config.format == "synthetic":
-        classes: Sequence[str] = synthetic.CLASSES
-        palette: Sequence[Sequence[int]] = synthetic.PALETTE
+        classes: Sequence[str] = things.CLASSES
+        palette: Sequence[Sequence[int]] = things.PALETTE
         sizes = (config.synthetic_train, config.synthetic_val)
         train, val = (_synthetic(config, seed, n) for seed, n in enumerate(sizes))
     else:
@@ -123,44 +121,6 @@ def open_splits(config: DataConfig) -> Splits:
     train, val = _first(train, config.max_train_samples), _first(val, config.max_eval_samples)
     unlabelled = _unlabelled(config, Path(config.root) / config.unlabelled) if config.unlabelled else None
     return Splits(train, val, list(classes), colors, unlabelled)
-
-
-def check_splits(splits: Splits, level: str, progress: Callable[..., Sequence[int]] = lambda x, **_: x) -> None:
-    """Looks at every file before training does.
-
-    Args:
-        splits: the data.
-        level: `off`, `headers` (open every file) or `full` (decode every file and look at every label).
-        progress: wraps the loop over items, such as tqdm.
-
-    Raises:
-        ConfigError: names the bad files, one a line if there are several.
-    """
-    problems: list[str] = []
-    seen: dict[str, Path] = {}
-    if level == "off":
-        return
-    for split, dataset in (("train", splits.train), ("unlabelled", splits.unlabelled), ("val", splits.val)):
-        for index in progress(range(len(dataset)), desc=f"checking {split}", leave=False) if dataset else ():
-            try:
-                dataset.inspect(index)
-                if level == "full":
-                    dataset.read(index)
-                for image in dataset.files[index][:1]:
-                    with image.open("rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    if split == "val" and digest in seen:
-                        raise ConfigError(
-                            f"{image}: the same image as {seen[digest]}, which is trained on; keep one of them"
-                        )
-                    if split != "val":
-                        seen[digest] = image
-            except ConfigError as error:
-                problems.append(str(error))
-    if problems:
-        more = len(problems) - MAX_LISTED
-        listed = "\n  ".join(problems[:MAX_LISTED] + ([f"… and {more} more"] if more > 0 else []))
-        raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} bad files:\n  {listed}")
 
 
 def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:

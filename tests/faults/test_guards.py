@@ -163,7 +163,7 @@ GUARDS = [
         "raw.clip(0, LABELS)",
         f"{FAULTS}test_bad_files.py -k bad_files",
     ),
-    Guard("one image in one split", "data/datasets.py", 'if split == "val" and digest in seen:', "if False:", DATA),
+    Guard("one image in one split", "data/checks.py", 'if split == "val" and digest in seen:', "if False:", DATA),
     Guard("EXIF", "data/datasets.py", "if orientation != 1:", "if False:", DATA),
     Guard(
         "8 bits a channel",

@@ -141,7 +141,7 @@ WAITS: dict[str, tuple[int, int, bool, signal.Signals, bool, str]] = {
 
 
 def waits(names: Sequence[str], folder: Path, timeout: int = 6, grace: int = 30) -> Figure:
-    """Stops or kills a process or worker; all others have to end within the set time, each with a line that names it."""
+    """Stops or kills a process or worker; the others have to end within the set time, and each names it."""
     folder.mkdir(parents=True, exist_ok=True)
     failures, seconds = [], {}
     for name in names:
