@@ -35,6 +35,14 @@ from distill.losses.supervised import CrossEntropy
 from distill.objective import Distiller, build_objective
 from distill.teacher import Teacher
 
+# What is measured beside the defaults of every term.
+VARIANTS = {
+    "kd, reverse_kl": ["--kd.divergence=reverse_kl"],
+    "kd, jensen_shannon": ["--kd.divergence=jensen_shannon"],
+    "kd, standardised": ["--kd.standardize=true"],
+    "kd, by entropy": ["--kd.confidence=entropy"],
+    "kd, native stride": ["--kd.stride=native"],
+}
 SHAPES = ((8, 150, 256, 256), (4, 11, 360, 480), (8, 19, 512, 512))
 
 
@@ -144,7 +152,8 @@ def terms(args: argparse.Namespace) -> None:
     precision = torch.bfloat16 if config.mixed_precision == "bf16" else None
 
     def step_of(name: str) -> Callable[[], object]:
-        chosen = [f"--{term}.weight={int(term in (name, 'cross_entropy'))}" for term in TERMS]
+        wanted = (name.split(",")[0], "cross_entropy")
+        chosen = [f"--{term}.weight={int(term in wanted)}" for term in TERMS] + VARIANTS.get(name, [])
         chosen.append("--cross_entropy.class_weights=null")  # they are those of other classes
         distiller = Distiller(student, build_objective(parse(["--config", args.config, *chosen]), student, large))
         distiller.to(device).train()
@@ -159,7 +168,7 @@ def terms(args: argparse.Namespace) -> None:
 
         return step
 
-    steps = {name: step_of(name) for name in TERMS}
+    steps = {name: step_of(name) for name in [*TERMS, *VARIANTS]}
     steps["teacher"] = lambda: Teacher(large, dtype=precision)(Batch(image, mask, []))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(args.repeat + 1):
