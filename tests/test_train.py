@@ -24,7 +24,7 @@ from distill.train import Run, Stopped, step_seed, train
 def run_of(config: Config, stop=lambda: False) -> Run:
     torch.set_num_threads(1)
     config.folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(config.folder))
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(config.folder / "tensorboard"))
     return Run(config, accelerator, open_splits(config.data), stop)
 
 
