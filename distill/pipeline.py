@@ -6,6 +6,7 @@ A stage whose result is there and was made with the same settings is skipped; wi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -222,6 +223,7 @@ def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any],
         write_json(folder / RECORD, record)
 
     publish(run.config.folder / name, write, size_of(network.state_dict()))
-    shutil.rmtree(run.config.folder / "training" / name, ignore_errors=True)
+    states = run.config.folder / "training" / name
+    shutil.rmtree(states, ignore_errors=True)
     with suppress(OSError):  # not empty yet
-        (run.config.folder / "training").rmdir()
+        os.removedirs(states.parent)

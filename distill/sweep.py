@@ -13,18 +13,13 @@ import math
 import random
 import re
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from distill.config import Config, ConfigError
+from distill.config import Config, ConfigError, dump
 from distill.config_parse import parse, read_yaml
-
-if TYPE_CHECKING:
-    from distill.teacher import Teacher
-    from distill.train import Run
 
 SECTIONS = {"settings", "trials", "grid", "random", "seeds"}
 
@@ -132,6 +127,7 @@ def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -
         held = take("teacher")
         teacher = Teacher(pipeline.load_teacher(run), dtype=pipeline.precision(run.accelerator))
         if held:
+            (config.folder / "config.yaml").write_text(dump(run.config), encoding="utf-8")
             held.close()
         for trial, trial_config in zip(trials, settings, strict=True):
             record = config.folder / trial.key / "scores.json"
@@ -141,8 +137,17 @@ def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -
             except ConfigError as error:
                 run.say(f"{trial.key}: left to the other ({error})")
                 continue
+            # One that is there already is read, and refused if it was made with other settings.
+            network = pipeline.stage(trial_run, trial.key, teacher)
             if not record.is_file():
-                facts = score(trial, trial_run, teacher)
+                scores = trial_run.evaluate({"student": network}).scores["student"]
+                facts = {
+                    "name": trial.name,
+                    "seed": trial.seed,
+                    "settings": trial.settings,
+                    "mean_iou": scores.mean_iou,
+                    "iou": dict(zip(run.splits.classes, scores.iou, strict=True)),
+                }
                 if run.accelerator.is_main_process:
                     write_json(record, facts)
             if held:
@@ -155,23 +160,6 @@ def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -
             (config.folder / "sweep.md").write_text(table(found) + "\n", encoding="utf-8")
         run.say(f"\n{table(found)}\n\n{config.folder}/sweep.json, tensorboard --logdir {config.folder}/tensorboard")
     return found
-
-
-def score(trial: Trial, run: Run, teacher: Teacher) -> dict[str, Any]:
-    """Trains a student and scores it."""
-    from distill.pipeline import stage
-
-    start = time.perf_counter()
-    network = stage(run, trial.key, teacher)
-    scores = run.evaluate({"student": network}).scores["student"]
-    return {
-        "name": trial.name,
-        "seed": trial.seed,
-        "settings": trial.settings,
-        "mean_iou": scores.mean_iou,
-        "iou": dict(zip(run.splits.classes, scores.iou, strict=True)),
-        "seconds": round(time.perf_counter() - start),
-    }
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:

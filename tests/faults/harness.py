@@ -6,6 +6,7 @@ would give them; there is no agent beside them, and who wants one killed has to 
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import multiprocessing
 import os
@@ -86,6 +87,7 @@ class Launch:
             common |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "TORCHELASTIC_USE_AGENT_STORE": agent}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port if agent else _free_port()}
         self.ranks = []
+        atexit.register(self.kill)  # else what a figure that crashed left would be waited for
         for rank in range(world):
             own = common | ({"RANK": rank, "LOCAL_RANK": rank} if world > 1 else {})
             process = _warm.Process(target=_rank, args=(own, log, function, arguments))

@@ -18,6 +18,8 @@ from harness import Figure, Launch, digests, distil, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_kills import SETTINGS
 
+from distill.launch import lost_are_named
+
 STEPS = 120
 LONG = SETTINGS | {"teacher__max_train_steps": STEPS, "checkpointing_steps": 1000, "eval_steps": 40}
 ACCELERATE = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-q")
@@ -180,7 +182,7 @@ def test_the_launcher_of_one_process_passes_nothing_on_and_the_run_still_stops(t
     assert figure.ok, figure.failures
 
 
-@pytest.mark.parametrize("name", ["a stuck process", "a killed process with the store", "a stuck worker"])
+@pytest.mark.parametrize("name", ["one stuck process of three", "a killed process with the store", "a stuck worker"])
 def test_waiting_has_a_limit(tmp_path, name):
     figure = waits([name], tmp_path)
     assert figure.ok, figure.failures
@@ -191,6 +193,11 @@ def test_waiting_has_a_limit(tmp_path, name):
 def test_every_signal(tmp_path, name):
     figure = signals([name], tmp_path)
     assert figure.ok, figure.failures
+
+
+def test_an_error_of_its_own_is_not_taken_for_a_lost_process():
+    with pytest.raises(RuntimeError, match="^shape$"), lost_are_named(1):
+        raise RuntimeError("shape")
 
 
 @pytest.mark.faults
