@@ -207,6 +207,8 @@ class Config(TermsConfig):
         num_sample_images: validation images shown as strips in TensorBoard and the report.
         num_processes: stop unless that many processes really run; null does not care.
         num_threads: threads a process on CPUs; null shares the cores among the processes.
+        push_to_hub: upload the student's folder to the Hugging Face Hub at the end; needs your token in HF_TOKEN.
+        hub_model_id: where to: `user/name`; a repository that is new is private.
         timeout_seconds: a process or worker that makes the others wait longer ends the run.
     """
 
@@ -236,6 +238,8 @@ class Config(TermsConfig):
     num_processes: int | None = None
     num_threads: int | None = None
     timeout_seconds: int = 600
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -262,6 +266,8 @@ HARMLESS = (
     "num_processes",
     "num_threads",
     "timeout_seconds",
+    "push_to_hub",
+    "hub_model_id",
     "per_device_eval_batch_size",
 )
 

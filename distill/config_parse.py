@@ -160,6 +160,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}: {flat[key]} must hold three numbers, for R, G and B")
     if not 0 < config.data.unlabelled_share < 1:
         raise ConfigError(f"data.unlabelled_share: {config.data.unlabelled_share} must be between 0 and 1")
+    if config.push_to_hub and not config.hub_model_id:
+        raise ConfigError("hub_model_id: push_to_hub needs the name of a repository there, such as user/name")
     if config.optimizer.ema_decay >= 1:
         raise ConfigError(f"optimizer.ema_decay: {config.optimizer.ema_decay} must be below 1")
     for key, settings in config.schedules.items():

@@ -137,31 +137,3 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
         closed = student["gap_closed"]
         text += "." if closed is None else f", {100 * closed:.0f} % of the gap to the teacher."
     return [text]
-
-
-def write_card(folder: Path, name: str, results: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Writes the model card `README.md` beside the student's weights."""
-    student = results["student"]
-    text = f"""---
-library_name: segmentation-models-pytorch
-pipeline_tag: image-segmentation
----
-# {name}: distilled student
-
-mIoU {100 * student["mean_iou"]:.2f} on {results["val_images"]} validation images
-(teacher {100 * results["teacher"]["mean_iou"]:.2f}), {student["params"] / 1e6:.2f} M parameters.
-
-Classes: {", ".join(classes)}.
-
-```python
-import numpy as np, onnxruntime
-from PIL import Image
-
-session = onnxruntime.InferenceSession("model.onnx")
-image = np.asarray(Image.open("image.jpg").convert("RGB"))[None]
-mask = session.run(["mask"], {{"image": image}})[0][0]  # uint8 [H, W], class ids
-```
-
-or with `segmentation_models_pytorch.from_pretrained(folder)` and `albumentations.Compose.from_pretrained(folder)`.
-"""
-    (folder / "README.md").write_text(text, encoding="utf-8")

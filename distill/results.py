@@ -13,11 +13,12 @@ from PIL import Image
 
 from distill import models
 from distill.batch import VOID
+from distill.card import push, write_card
 from distill.checkpoint import sha256, write_json
 from distill.evaluate import Evaluation
 from distill.export import export_onnx
 from distill.models import Network
-from distill.report import strip, summary, write_card, write_report
+from distill.report import strip, summary, write_report
 from distill.tracking import Tracker
 from distill.train import Run
 
@@ -62,7 +63,7 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
         write_json(folder / "results.json", results)
     command = f"accelerate launch scripts/distill.py --config {folder}/config.yaml"
     report = write_report(folder, config.name, results, paths, command)
-    write_card(student, config.name, results, splits.classes)
+    write_card(student, config, results)
 
     if config.teacher.checkpoint:  # it was not trained here: a level line to compare with
         line = Tracker(run.accelerator, "teacher")
@@ -79,6 +80,8 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
     run.say(
         f"\n{summary(results)}\n\n{folder}/report.md, {student}/model.onnx, tensorboard --logdir {folder}/tensorboard"
     )
+    if config.push_to_hub and config.hub_model_id:
+        run.say(f"uploaded to {push(student, config.hub_model_id)}")
 
 
 def exported(run: Run, network: Network, results: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ ROWS = [
     {"models", "losses", "metrics", "data", "media", "scoring"},
     {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report"},
     {"launch", "train", "smp_folder", "deployed", "predict", "quantize", "inference", "assess"},
+    {"card"},
     {"results"},
     {"pipeline"},
     {"sweep"},

@@ -196,7 +196,7 @@ def test_every_signal(tmp_path, name):
 
 
 def test_an_error_of_its_own_is_not_taken_for_a_lost_process():
-    with pytest.raises(RuntimeError, match="^shape$"), lost_are_named(1):
+    with pytest.raises(RuntimeError, match=r"^shape$"), lost_are_named(1):
         raise RuntimeError("shape")
 
 

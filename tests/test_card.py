@@ -1,0 +1,87 @@
+"""The model card of a run says what is true, its lines of code run, and the folder reaches the Hub when asked to."""
+
+import re
+import shutil
+
+import huggingface_hub
+import numpy as np
+import pytest
+from conftest import tiny_config
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from distill import card
+from distill.config import ConfigError
+from distill.config_parse import parse
+from distill.pipeline import distil
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    results = distil(tiny_config(run, name="tiny", baseline__enabled=False))
+    return run / "student", results
+
+
+def test_the_header_has_what_the_hub_shows(student):
+    folder, results = student
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.library_name, data.pipeline_tag) == ("segmentation-models-pytorch", "image-segmentation")
+    assert data.base_model == "tiny/teacher"
+    assert data.eval_results[0].metric_value == pytest.approx(results["student"]["mean_iou"], abs=1e-4)
+
+
+def test_its_code_runs_and_both_ways_agree(student, tmp_path, monkeypatch):
+    folder, _ = student
+    shutil.copytree(folder, tmp_path / "student")
+    monkeypatch.chdir(tmp_path / "student")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save("image.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    exec(blocks[0], names)
+    first = names["mask"]
+    with pytest.warns(UserWarning, match="padding"):  # albumentations' own output
+        exec(blocks[1], names)
+    assert first.shape == names["mask"].shape == (50, 70)
+    assert (first == names["mask"].numpy()).mean() > 0.999
+
+
+def test_the_text_says_how_it_was_made(student):
+    text = (student[0] / "README.md").read_text()
+    for fact in ("FPN on test_resnet", "1 cross_entropy + 3 kd", "6 steps of 2\nimages", "| balloon |", "model.onnx"):
+        assert fact in text, fact
+
+
+def test_a_folder_is_uploaded_without_what_is_private(student, monkeypatch):
+    calls = {}
+
+    class Hub:
+        def create_repo(self, repo_id, **options):
+            calls["repo"] = repo_id, options
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, **options):
+            calls["upload"] = options
+
+    monkeypatch.setattr(card, "HfApi", Hub)
+    assert card.push(student[0], "me/small") == "https://hub/me/small"
+    assert calls["repo"] == ("me/small", {"private": True, "exist_ok": True})
+    patterns = {k: calls["upload"][k] for k in ("allow_patterns", "ignore_patterns")}
+    names = [str(path.relative_to(student[0])) for path in student[0].iterdir()]
+    sent = set(huggingface_hub.utils.filter_repo_objects(names, **patterns))
+    assert {"README.md", "config.json", "model.safetensors", "model.onnx", "id2label.json"} <= sent
+    assert "stage.json" not in sent
+
+
+def test_without_a_token_the_message_says_so(student, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(card.HfApi, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 no token")))
+    with pytest.raises(ConfigError, match=r"me/small was not uploaded \(401 no token\); is HF_TOKEN set"):
+        card.push(student[0], "me/small")
+
+
+def test_a_repository_has_a_name(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--push_to_hub=true"])
+    assert "hub_model_id: push_to_hub needs" in capsys.readouterr().err
