@@ -155,5 +155,6 @@ def _proof(results: Mapping[str, Any]) -> str:
     onnx = results["onnx"]
     return f"""
 `model.onnx` ({onnx["bytes"] / 1e6:.1f} MB) against the network on {onnx["pixels"]:,} pixels: largest difference of
-a logit {onnx["max_abs_diff"]:.1e}, the same class on {100 * onnx["argmax_agreement"]:.4f} %, mIoU {100 * onnx["mean_iou"]:.2f}.
+a logit {onnx["max_abs_diff"]:.1e}, the same class on {100 * onnx["argmax_agreement"]:.4f} %,
+mIoU {100 * onnx["mean_iou"]:.2f}.
 """
