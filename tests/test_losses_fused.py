@@ -13,7 +13,6 @@ from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from losses_reference import relative
-from torch.profiler import ProfilerActivity, profile
 
 from distill.batch import UNLABELLED, VOID, Outputs, Target
 from distill.config_terms import Schedule
@@ -24,6 +23,7 @@ from distill.losses.strips import by_hand, is_by_hand
 from distill.losses.supervised import CrossEntropy, Focal
 from distill.objective import Objective
 
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "benchmark.py"))
 WEIGHTS = [0.5, 2.0, 1.0, 3.0, 1.5]
 
 
@@ -247,31 +247,17 @@ def test_compiled_is_the_same(tmp_path, kd):
 
 
 def test_the_benchmark_of_terms_runs(capsys):
-    path = Path(__file__).parents[1] / "scripts" / "benchmark.py"
-    runpy.run_path(str(path))["main"](["terms", "--device", "cpu", "--shape", "2x3x64x64", "--repeat", "1"])
+    BENCHMARK["main"](["terms", "--device", "cpu", "--shape", "2x3x64x64", "--repeat", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[2 : len(TERMS) + 2]] == list(TERMS)
     assert all(float(line.split()[-2]) > 0 for line in lines[2:])
 
 
 def test_the_benchmark_runs(capsys):
-    path = Path(__file__).parents[1] / "scripts" / "benchmark.py"
-    runpy.run_path(str(path))["main"](["loss", "--device", "cpu", "--shape", "2x3x16x24", "--repeat", "1"])
+    BENCHMARK["main"](["loss", "--device", "cpu", "--shape", "2x3x16x24", "--repeat", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["torch", *2 * ["2×3×16×24,", "plain", "by"]]
     assert all(float(line.split("gradient error")[1]) < 1e-5 for line in lines if "error" in line)
-
-
-def peak_bytes(function) -> int:
-    """The most that was allocated at once while a function ran, beyond what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        function()
-    now = peak = 0
-    for event in trace.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
 
 
 @pytest.mark.parametrize("stride, limit", [(4, 2.5), (1, 5.0)])
@@ -291,5 +277,5 @@ def test_full_resolution_logits_are_never_held(stride, limit):
         plain(1.0, 1.0, student, teacher, mask)[0].backward()
         x.grad = None
 
-    assert peak_bytes(ours) / logits < limit
-    assert peak_bytes(usual) / logits > 4 * limit
+    assert BENCHMARK["peak_bytes"](ours, torch.device("cpu")) / logits < limit
+    assert BENCHMARK["peak_bytes"](usual, torch.device("cpu")) / logits > 4 * limit
