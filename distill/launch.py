@@ -100,8 +100,8 @@ def lost_are_named(timeout_seconds: int) -> Iterator[None]:
         if not isinstance(error, DistError) and "/gloo/" not in text:
             raise
         lost, waited = lost_processes("timed out" in text.lower())
-        names = f"process{'es' * (len(lost) > 1)} {', '.join(map(str, lost))}"
         many = len(lost) > 1
+        names = f"process{'es' * many} {', '.join(map(str, lost))}"
         if not lost:
             reason = f"the processes lost their connection, though all of them answer ({text})"
         elif waited:
@@ -129,7 +129,7 @@ def lost_processes(waited: bool) -> tuple[list[int], bool]:
             time.sleep(0.1)
             lost = [other for other in lost if not store.check([keys[other]])]
         waited = any(store.get(key) == b"True" for other, key in keys.items() if other not in lost)
-    except (OSError, RuntimeError):
+    except (KeyError, OSError, RuntimeError):
         lost = [0] if rank else lost
     if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         time.sleep(ANSWER_SECONDS)  # the others ask this process
