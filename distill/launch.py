@@ -92,11 +92,14 @@ def lost_are_named(timeout_seconds: int) -> Iterator[None]:
 
     Raises:
         ConnectionError: the processes that are gone, or that do not answer.
+        ChildProcessError: a worker that reads data is gone.
     """
     try:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
+        if text.startswith("DataLoader worker"):  # raised wherever the main thread just is
+            raise ChildProcessError(f"{text} See data.num_workers; the same command goes on") from error
         if not isinstance(error, DistError) and "/gloo/" not in text:
             raise
         lost, waited = lost_processes("timed out" in text.lower())

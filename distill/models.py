@@ -151,7 +151,7 @@ def load(folder: Path, classes: Sequence[str], mean: Sequence[float], std: Seque
     try:
         # What SMP prints and warns of, mismatched weights, it also raises.
         with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            model = smp.from_pretrained(str(folder), strict=True)
+            model = _smp_network(folder)
     except Exception as error:
         raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     found = _class_names(folder)
@@ -162,6 +162,21 @@ def load(folder: Path, classes: Sequence[str], mean: Sequence[float], std: Seque
         raise ConfigError(f"{folder}: predicts {count} classes, but the data has {len(classes)}")
     mean, std = _normalisation(folder) or (mean, std)
     return Network(model, classes, mean, std).eval()
+
+
+def _smp_network(folder: Path) -> Any:
+    """SMP's own loading, of its architectures alone; fetches nothing, builds nothing larger than the weights."""
+    config = json.loads((folder / "config.json").read_text()) | {"encoder_weights": None}
+    known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if (name := config.pop("_model_class")) not in known:
+        raise ValueError(f"config.json: _model_class {name!r} is not one of {', '.join(known)}")
+    if ":" in (encoder := config["encoder_name"]):
+        raise ValueError(f"config.json: encoder_name {encoder!r} would be fetched")
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in known[name](**config).parameters())
+    if count > (folder / "model.safetensors").stat().st_size:
+        raise ValueError(f"config.json: asks for {count:,} parameters, more than model.safetensors has bytes")
+    return known[name].from_pretrained(str(folder), strict=True, encoder_weights=None)
 
 
 def _class_names(folder: Path) -> list[str] | None:
