@@ -164,15 +164,27 @@ class OptimizerConfig:
 
 @dataclass
 class ExportConfig:
-    """The student's ONNX file.
+    """The student's files for others.
 
     Args:
-        enabled: write and check it.
+        enabled: write the ONNX file and check it.
         opset: ONNX opset.
+        output: what the files give beside the mask: `logits`, the `confidence` (probability of the class) or `none`.
+        int8: also write a file in 8 bits, chosen and admitted by its score on the validation images.
+        int8_max_lost: mIoU (0 to 1) that the 8-bit file may lose.
+        int8_calibration_images: training images that its ranges are taken from.
+        fp16: also write a file in half precision, for GPUs.
+        benchmark: also measure how long teacher and student take for an image, on the CPU.
     """
 
     enabled: bool = True
     opset: int = 18
+    output: Literal["logits", "confidence", "none"] = "logits"
+    int8: bool = False
+    int8_max_lost: float = 0.005
+    int8_calibration_images: int = 64
+    fp16: bool = False
+    benchmark: bool = False
 
 
 @dataclass

@@ -28,10 +28,11 @@ MAX_CONFIG_BYTES = 1_000_000
 POSITIVE = (
     *("eval_steps", "checkpointing_steps", "logging_steps", "max_train_steps", "accumulation_steps"),
     *("_size", "learning_rate", "temperature", "max_pixels", "_limit", "timeout_seconds", "_samples", "_train", "_val"),
+    "calibration_images",
 )
 NOT_NEGATIVE = (
     *("weight", "weight_decay", "warmup_steps", "max_grad_norm", "ema_decay", "num_workers", "num_sample_images"),
-    *("seed", "power", "ignore_index"),
+    *("seed", "power", "ignore_index", "int8_max_lost"),
 )
 
 
@@ -162,6 +163,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"data.unlabelled_share: {config.data.unlabelled_share} must be between 0 and 1")
     if config.push_to_hub and not config.hub_model_id:
         raise ConfigError("hub_model_id: push_to_hub needs the name of a repository there, such as user/name")
+    if config.export.int8_max_lost >= 1:
+        raise ConfigError(f"export.int8_max_lost: {config.export.int8_max_lost} must be below 1; half a point is 0.005")
     if config.optimizer.ema_decay >= 1:
         raise ConfigError(f"optimizer.ema_decay: {config.optimizer.ema_decay} must be below 1")
     for key, settings in config.schedules.items():

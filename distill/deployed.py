@@ -84,6 +84,8 @@ class OnnxModel:
             self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class of its own for each kind
             raise ConfigError(f"{path}: onnxruntime refuses it: {_line(error)}") from None
+        self.only_asked = ort.RunOptions()
+        self.only_asked.only_execute_path_to_fetches = True  # not what leads to other outputs
         inputs = [f"{i.name} {i.type} {i.shape}" for i in self.session.get_inputs()]
         first = self.session.get_inputs()[0]
         if len(inputs) != 1 or first.type != "tensor(uint8)" or len(first.shape) != 4 or first.shape[3] != 3:
@@ -112,7 +114,7 @@ class OnnxModel:
                 f"{self.path}: was exported for images of {self.size[1]}×{self.size[0]}, not {width}×{height}"
             )
         try:
-            return np.asarray(self.session.run([output], {self.input: image[None]})[0])[0]
+            return np.asarray(self.session.run([output], {self.input: image[None]}, self.only_asked)[0])[0]
         except Exception as error:
             raise ConfigError(f"{self.path}: failed on an image of {image.shape}: {_line(error)}") from None
 

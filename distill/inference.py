@@ -5,21 +5,79 @@ All contenders take turns in one run, so that a busy machine slows all of them a
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
 
+from distill.config import ExportConfig
 from distill.deployed import read_onnx
+from distill.export import write_onnx
 from distill.models import Network, count_flops, count_parameters
 
 Step = Callable[[], object]
+RATIOS = (
+    ("teacher / student, onnxruntime", "teacher", "student"),
+    ("student / student, 8 bits", "student", "student, 8 bits"),
+    ("teacher / student, 8 bits", "teacher", "student, 8 bits"),
+)
+
+
+def benchmark(
+    networks: Mapping[str, Network],
+    files: Mapping[str, Path],
+    image: np.ndarray,
+    threads: Sequence[int],
+    repeat: int = 20,
+    compiled: bool = False,
+    cpu_time: bool = False,
+) -> dict[str, Any]:
+    """Teacher and student beside each other, in torch and in onnxruntime.
+
+    Args:
+        networks: `teacher` and `student`, on the CPU.
+        files: ONNX files: `student` and, if there is one, `student, 8 bits`; the teacher's is made here.
+        image: uint8 `[H, W, 3]`.
+        threads: numbers of threads to measure with.
+        repeat: turns of each contender.
+        compiled: also run the networks through `torch.compile`.
+        cpu_time: measure the CPU time of this process instead, for a busy machine and one thread.
+
+    Returns:
+        `rows` (see `latencies`), `sizes` (see `sizes`), `ratios` (name → threads → how many times faster), and under
+        which conditions.
+    """
+    with TemporaryDirectory() as scratch:
+        teacher, whole = Path(scratch) / "teacher.onnx", Path(scratch) / "whole.onnx"
+        write_onnx(networks["teacher"].eval(), teacher, whole, image.shape[:2], ExportConfig(output="none"), {})
+        files = {"teacher": teacher} | dict(files)
+        clock = time.process_time if cpu_time else time.perf_counter
+        rows = latencies(networks, files, image, threads, repeat, compiled, clock)
+        found_sizes = sizes(networks, files, image.shape[:2])
+    found = {(r["name"], r["threads"]): r["milliseconds"] for r in rows if r["engine"] == "onnxruntime"}
+    ratios = {
+        name: {str(n): found[slow, n] / found[fast, n] for n in threads}
+        for name, slow, fast in RATIOS
+        if {slow, fast} <= set(files)
+    }
+    return {
+        "rows": rows,
+        "ratios": ratios,
+        "sizes": found_sizes,
+        "size": list(image.shape[:2]),
+        "repeat": repeat,
+        "clock": "CPU" if cpu_time else "wall",
+        "cpu": cpu_name(),
+        "versions": {"torch": torch.__version__, "onnxruntime": ort.__version__},
+    }
 
 
 def latencies(
@@ -29,6 +87,7 @@ def latencies(
     threads: Sequence[int],
     repeat: int = 20,
     compiled: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Milliseconds from a raw image to its mask, batch 1, on the CPU.
 
@@ -39,6 +98,7 @@ def latencies(
         threads: numbers of threads to measure with.
         repeat: turns of each contender.
         compiled: also run the networks through `torch.compile` (its first call takes a minute).
+        clock: gives seconds.
 
     Returns:
         A dict a contender and number of threads: `name`, `engine` (`eager`, `compiled`, `onnxruntime`), `threads`,
@@ -55,7 +115,7 @@ def latencies(
                     steps[name, "compiled"] = _torch_step(torch.compile(network), image)
             for name, path in files.items():
                 steps[name, "onnxruntime"] = _onnx_step(path, image, count)
-            for (name, engine), times in _in_turns(steps, repeat).items():
+            for (name, engine), times in _in_turns(steps, repeat, clock).items():
                 milliseconds = {"milliseconds": 1e3 * statistics.median(times), "fastest": 1e3 * min(times)}
                 rows.append({"name": name, "engine": engine, "threads": count} | milliseconds)
     finally:
@@ -73,15 +133,26 @@ def sizes(networks: Mapping[str, Network], files: Mapping[str, Path], size: Sequ
     return found
 
 
-def _in_turns(steps: Mapping[tuple[str, str], Step], repeat: int) -> dict[tuple[str, str], list[float]]:
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _in_turns(
+    steps: Mapping[tuple[str, str], Step], repeat: int, clock: Callable[[], float]
+) -> dict[tuple[str, str], list[float]]:
     """Seconds of every turn, after two turns to warm up."""
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for turn in range(-2, repeat):
         for key, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
             if turn >= 0:
-                times[key].append(time.perf_counter() - start)
+                times[key].append(clock() - start)
     return times
 
 

@@ -94,6 +94,39 @@ class Network(nn.Module):
         )
 
 
+class _FpnLogits(nn.Module):
+    """SMP's FPN decoder and the 1×1 convolution of its head, with less to upsample.
+
+    Upsampling by 2, the sum over the pyramid's levels and a 1×1 convolution are linear, so they may change places: the
+    coarser levels are added and become logits while they are small, and are upsampled once for all of them.
+    """
+
+    def __init__(self, decoder: Any, head: nn.Conv2d):
+        super().__init__()
+        self.decoder, self.head = decoder, head
+        for branch in decoder.seg_blocks[:3]:
+            branch.block[-1].upsample = False
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        decoder = self.decoder
+        levels = [decoder.p5(stages[-1])]
+        for merge, stage in zip((decoder.p4, decoder.p3, decoder.p2), stages[-2:-5:-1], strict=True):
+            levels.append(merge(levels[-1], stage))
+        *coarse, fine = (branch(level) for branch, level in zip(decoder.seg_blocks, levels, strict=True))
+        small = F.conv2d(sum(coarse[1:], coarse[0]), self.head.weight)
+        return self.head(fine) + F.interpolate(small, scale_factor=2.0, mode="bilinear", align_corners=True)
+
+
+def streamlined(network: Network) -> Network:
+    """A copy that gives the same logits for less work; it has no feature maps and is not to be trained."""
+    twin = copy.deepcopy(network)
+    if isinstance(twin.model, smp.FPN) and twin.model.decoder.merge.policy == "add":
+        convolution, *rest = twin.model.segmentation_head
+        twin.model.decoder = _FpnLogits(twin.model.decoder, convolution)
+        twin.model.segmentation_head = nn.Sequential(nn.Identity(), *rest)
+    return twin
+
+
 def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
     """A new network.
 

@@ -1,15 +1,17 @@
 """The student in 8 bits: calibrated on training images, chosen and admitted by its score on validation images.
 
 onnxruntime's static quantisation with QuantizeLinear/DequantizeLinear pairs, a scale a channel for weights, signed
-weights with unsigned activations (the one pair that x86 multiplies at full speed). What lies before the first and
-behind the last layer with weights, normalisation, upsampling and argmax, stays in float.
+weights with unsigned activations (the one pair that x86 multiplies at full speed). Only what gains by it computes in
+8 bits: convolutions and products with many terms a sum, and what lies between them. The rest would spend more on
+rounding its inputs and outputs than it saves; its weights are stored in 8 bits all the same.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -38,10 +40,9 @@ METHODS = {
     "percentile": CalibrationMethod.Percentile,
 }
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-QUANTIZED = (
-    *WEIGHTED,
-    *("Add", "Mul", "Relu", "Clip", "Concat", "Resize", "MaxPool", "AveragePool", "GlobalAveragePool"),
-)
+BETWEEN = ("Add", "Mul", "Relu", "Clip", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
+ACTIVATIONS = ("Relu", "Clip")  # these become part of the layer before them
+MIN_TERMS = 96  # products that a layer sums up for one number of its output
 OTHER_SIZE = (97, 130)
 SENSITIVITY_IMAGES = 4
 
@@ -51,7 +52,7 @@ def quantize_onnx(
     int8_path: Path,
     train: Dataset,
     val: Dataset,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | None = None,
     calibration_images: int = 64,
     max_lost: float = 0.005,
     say: Callable[[str], None] = lambda line: None,
@@ -66,14 +67,16 @@ def quantize_onnx(
         int8_path: where the result goes; it replaces what is there only once it is proven.
         train: images to calibrate on.
         val: labelled images to choose and prove by.
-        methods: calibration methods to choose from: `minmax`, `entropy`, `percentile`.
+        methods: calibration methods to choose from: `minmax`, `entropy`, `percentile`; all of them if not given.
         calibration_images: how many of the training images, evenly spread.
         max_lost: mIoU (0 to 1) that may be lost.
         say: called with a line on each candidate.
 
     Returns:
-        What was chosen and measured: `method`, `tried` (mIoU by method), `float_layers`, `mean_iou`, `float_mean_iou`,
-        `mean_iou_lost`, `argmax_agreement`, `bytes`, `float_bytes`, `sha256`, `made_from` (hash of the float file), …
+        What was chosen and measured: `method`, `tried` (mIoU by method), `layers` (how many compute in 8 bits),
+        `stored_layers` (how many only have their weights in 8 bits), `float_layers` (names of those left as they were),
+        `mean_iou`, `float_mean_iou`, `mean_iou_lost`, `argmax_agreement`, `bytes`, `float_bytes`, `sha256`,
+        …
 
     Raises:
         ExportError: no choice keeps the mIoU, or the result gives values that are not finite.
@@ -91,7 +94,7 @@ def quantize_onnx(
         layers = quantizable(model.graph)
 
         def build(ranges: TensorsData, kept_float: Sequence[str] = ()) -> None:
-            _write(model, temporary, ranges, [n for name in layers if name not in kept_float for n in layers[name]])
+            _write(model, temporary, ranges, {name: layers[name] for name in layers if name not in kept_float})
 
         def score(ranges: TensorsData, kept_float: Sequence[str] = ()) -> float:
             build(ranges, kept_float)
@@ -99,8 +102,8 @@ def quantize_onnx(
 
         tried: dict[str, float] = {}
         ranges = {}
-        for name in methods:
-            ranges[name] = _calibrate(prepared, images, METHODS[name], Path(scratch))
+        for name in methods or METHODS:
+            ranges[name] = calibrate(prepared, images, METHODS[name], Path(scratch), (*WEIGHTED, *BETWEEN))
             tried[name] = score(ranges[name])
             say(f"INT8, {name}: mIoU {100 * tried[name]:.2f}, in float {100 * float_score:.2f}")
         method = max(tried, key=lambda name: tried[name])
@@ -119,44 +122,82 @@ def quantize_onnx(
         build(ranges[method], kept_float)
         _add_metadata(temporary, _metadata(path) | {"quantization": json.dumps(facts)})
     onnx.checker.check_model(str(temporary), full_check=True)
-    matrix, agreement, pixels = _prove(path, temporary, val)
+    proof = compare_masks(path, temporary, val)
     temporary.replace(int8_path)
-    return facts | {
-        "mean_iou": Scores(matrix).mean_iou,
-        "mean_iou_lost": float_score - Scores(matrix).mean_iou,
-        "argmax_agreement": agreement,
-        "pixels": pixels,
-        "tried": tried,
-        "layers": len(layers) - len(kept_float),
-        "calibration_images": len(images),
-        "max_lost": max_lost,
-        "bytes": int8_path.stat().st_size,
-        "float_bytes": path.stat().st_size,
-        "sha256": sha256(int8_path),
-        "made_from": sha256(path),
-    }
+    return (
+        facts
+        | proof
+        | {
+            "tried": tried,
+            "layers": sum(bool(layers[name]) for name in layers if name not in kept_float),
+            "stored_layers": sum(not layers[name] for name in layers if name not in kept_float),
+            "calibration_images": len(images),
+            "max_lost": max_lost,
+            "bytes": int8_path.stat().st_size,
+            "float_bytes": path.stat().st_size,
+            "sha256": sha256(int8_path),
+        }
+    )
 
 
 def quantizable(graph: onnx.GraphProto) -> dict[str, list[str]]:
-    """What 8 bits exist for between the first and the last layer with weights, both included.
+    """What is to be done in 8 bits.
+
+    A layer computes in 8 bits if it sums up at least `MIN_TERMS` products a number, or if only such layers take what it
+    gives, which is then rounded in any case.
 
     Returns:
-        The names of the nodes by layer: each layer with weights, and the other nodes that its output flows through. A
-        single node in float among others in 8 bits would gain nothing, since these round what it takes and gives.
+        For each layer with constant weights the names of the nodes that compute in 8 bits: the layer, its activation,
+        and the nodes between it and the next such layer if all that they take is in 8 bits. None for a layer that only
+        has its weights in 8 bits.
     """
-    owner: dict[str, int] = {}  # tensor → the last layer with weights that had a part in it
-    for place, node in enumerate(graph.node):  # in topological order
-        found = place if node.op_type in WEIGHTED else max((owner.get(name, -1) for name in node.input), default=-1)
-        owner |= dict.fromkeys(node.output, found)
-    leading: set[str] = set()  # tensors that have a part in a layer with weights
-    layers: dict[str, list[str]] = {}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    layers: dict[str, list[str]] = {node.name: [] for node in graph.node if _terms(node, weights)}
+    computing: set[str] = set()  # layers in 8 bits
+    takers: dict[str, list[bool]] = {output.name: [False] for output in graph.output}  # whether these are in 8 bits
+    for node in reversed(graph.node):  # against the topological order
+        rounded = all(takers.get(node.output[0], [False]))
+        if node.name in layers and (rounded or _terms(node, weights) >= MIN_TERMS):
+            computing.add(node.name)
+        for name in node.input:
+            takers.setdefault(name, []).append(node.name in computing or (rounded and _is_between(node)))
+    owner: dict[str, int] = {}  # tensor in 8 bits → the last layer that had a part in it
+    for place, node in enumerate(graph.node):
+        taken = [name for name in node.input if name and name not in weights]
+        if node.name in computing:
+            owner |= dict.fromkeys(node.output, place)
+        elif _is_between(node) and taken and all(name in owner for name in taken):
+            owner |= dict.fromkeys(node.output, max(owner[name] for name in taken))
+    producers = {name: node for node in graph.node for name in node.output}
+    leading: set[str] = set()  # tensors that a layer in 8 bits takes, itself or through others
     for node in reversed(graph.node):
-        if node.op_type in WEIGHTED or not leading.isdisjoint(node.output):
+        if node.output[0] not in owner:
+            continue
+        before = producers.get(node.input[0])
+        ends = node.op_type in ACTIVATIONS and before is not None and before.name in computing
+        if node.name in computing or ends or not leading.isdisjoint(node.output):
             leading.update(node.input)
-            layer = owner[node.output[0]]
-            if layer >= 0 and node.op_type in QUANTIZED:
-                layers.setdefault(graph.node[layer].name, []).append(node.name)
+            layers[graph.node[owner[node.output[0]]].name].append(node.name)
     return layers
+
+
+def _is_between(node: onnx.NodeProto) -> bool:
+    """Whether a node without weights may work on 8 bits as they are."""
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return node.op_type in BETWEEN and (node.op_type != "Resize" or attributes.get("mode", b"nearest") == b"nearest")
+
+
+def _terms(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> int:
+    """How many products a layer sums up for one number of its output; 0 if it is none, or has no constant weights."""
+    if node.op_type not in WEIGHTED or node.input[1] not in weights:
+        return 0
+    shape = weights[node.input[1]].dims
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type == "Conv":
+        return math.prod(shape[1:])  # [out, in / groups, height, width]
+    if node.op_type == "ConvTranspose":
+        return math.prod(shape) // (shape[1] * attributes.get("group", 1))
+    return shape[-1] if attributes.get("transB") else shape[-2]
 
 
 class _Reader(CalibrationDataReader):
@@ -169,9 +210,14 @@ class _Reader(CalibrationDataReader):
         return next(self.feeds, None)
 
 
-def _calibrate(prepared: Path, images: Sequence[np.ndarray], method: CalibrationMethod, scratch: Path) -> TensorsData:
-    """Ranges of all activations. Image by image: a reader of many would keep the activations of all in memory."""
-    calibrator = create_calibrator(prepared, list(QUANTIZED), str(scratch / "augmented.onnx"), method)
+def calibrate(
+    prepared: Path, images: Sequence[np.ndarray], method: CalibrationMethod, scratch: Path, operators: Sequence[str]
+) -> TensorsData:
+    """Ranges of what some kinds of nodes take and give; no kinds are all kinds.
+
+    Image by image: a reader of many would keep the activations of all in memory.
+    """
+    calibrator = create_calibrator(prepared, list(operators), str(scratch / "augmented.onnx"), method)
     name = OnnxModel(prepared).input
     with redirect_stdout(StringIO()):  # it reports every image
         for image in images:
@@ -179,14 +225,9 @@ def _calibrate(prepared: Path, images: Sequence[np.ndarray], method: Calibration
         return calibrator.compute_data()
 
 
-def _write(
-    model: onnx.ModelProto,
-    path: Path,
-    ranges: TensorsData,
-    nodes: Sequence[str],
-) -> None:
-    """The file with some of its nodes quantised."""
-    excluded = [node.name for node in model.graph.node if node.name not in nodes]
+def _write(model: onnx.ModelProto, path: Path, ranges: TensorsData, layers: Mapping[str, list[str]]) -> None:
+    """The file with some of its layers in 8 bits, as `quantizable` says."""
+    nodes = [name for layer in layers.values() for name in layer]
     quantizer = QDQQuantizer(
         copy.deepcopy(model),
         per_channel=True,
@@ -194,20 +235,46 @@ def _write(
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
-        nodes_to_quantize=list(nodes),
-        nodes_to_exclude=excluded,
-        op_types_to_quantize=list(QUANTIZED),
+        nodes_to_quantize=nodes,
+        nodes_to_exclude=[node.name for node in model.graph.node if node.name not in nodes],
+        op_types_to_quantize=[*WEIGHTED, *BETWEEN],
         extra_options={},
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
+    store_in_8_bits(quantizer.model.model, [name for name, nodes in layers.items() if not nodes])
     onnx.save(quantizer.model.model, str(path))
 
 
+def store_in_8_bits(model: onnx.ModelProto, layers: Collection[str]) -> None:
+    """Replaces the weights of some layers by 8 bits with a scale a channel, of which loading the file makes floats."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        tensor = weights.pop(node.input[1], None) if node.name in layers else None
+        if tensor is None:  # shared with another layer, and done
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        channel = 0 if node.op_type == "Conv" else 1
+        others = tuple(axis for axis in range(values.ndim) if axis != channel)
+        scale = (np.abs(values).max(others, keepdims=True) / 127).astype(np.float32)
+        scale[scale == 0] = 1
+        name = tensor.name
+        model.graph.initializer.remove(tensor)
+        for part, array in (("int8", np.round(values / scale).astype(np.int8)), ("scale", scale)):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}_{part}"))
+        nodes.append(onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_float"], to=onnx.TensorProto.FLOAT))
+        nodes.append(onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def _add_metadata(path: Path, entries: dict[str, str]) -> None:
-    """Replaces what the quantiser noted by what the file is to say."""
+    """Replaces what the quantiser noted by what the file is to say, and drops shapes that it inferred."""
     model = onnx.load(path)
     del model.metadata_props[:]
+    del model.graph.value_info[:]
     onnx.helper.set_model_props(model, entries)
     onnx.save(model, str(path))
 
@@ -219,18 +286,21 @@ def _by_sensitivity(
     images: Sequence[np.ndarray],
     scratch: Path,
 ) -> list[str]:
-    """Layers, those first that change the outputs most when they alone are quantised."""
+    """Layers, those first that change the logits most when they alone are in 8 bits."""
+    seen = copy.deepcopy(model)
+    logits = next(node.input[0] for node in model.graph.node if node.op_type == "ArgMax")
+    if logits not in [output.name for output in seen.graph.output]:
+        seen.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
 
     def outputs() -> list[np.ndarray]:
         session = OnnxModel(scratch).session
-        name = session.get_outputs()[-1].name  # not the mask: logits, or what is known of them
-        return [session.run([name], {session.get_inputs()[0].name: image[None]})[0] for image in images]
+        return [session.run([logits], {session.get_inputs()[0].name: image[None]})[0] for image in images]
 
-    onnx.save(model, str(scratch))
+    onnx.save(seen, str(scratch))
     expected = outputs()
     errors = {}
     for layer in layers:
-        _write(model, scratch, ranges, layers[layer])
+        _write(seen, scratch, ranges, {layer: layers[layer]})
         pairs = zip(outputs(), expected, strict=True)
         errors[layer] = sum(float(np.square(found - exact).mean()) for found, exact in pairs)
     return sorted(layers, key=lambda layer: -errors[layer])
@@ -246,27 +316,39 @@ def _confusion(path: Path, dataset: Dataset) -> torch.Tensor:
     return matrix
 
 
-def _prove(float_path: Path, path: Path, dataset: Dataset) -> tuple[torch.Tensor, float, int]:
-    """Confusion matrix of the finished file, the share of pixels in which it agrees with the float one, and pixels.
+def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> dict[str, Any]:
+    """A finished file beside the float one, on labelled images and on a batch of another size.
+
+    Returns:
+        `mean_iou`, `float_mean_iou`, `mean_iou_lost`, `argmax_agreement` with the float file, `pixels`.
 
     Raises:
-        ExportError: an output is not finite.
+        ExportError: outputs that are not finite, or of another size than the image.
     """
     model, exact = OnnxModel(path), OnnxModel(float_path)
-    matrix = torch.zeros(len(model.classes), len(model.classes), dtype=torch.int64)
+    classes = len(model.classes)
+    matrices = torch.zeros(2, classes, classes, dtype=torch.int64)
     equal = pixels = 0
     for index in range(len(dataset)):
         image, mask = dataset.read(index)
-        found = _finite(model, image[None])
-        matrix += confusion_matrix(torch.from_numpy(found), torch.from_numpy(mask[None]), len(model.classes))
-        equal += int((found[0] == exact.mask(image)).sum())
+        masks = _finite(model, image[None])[0], exact.mask(image)
+        for matrix, found in zip(matrices, masks, strict=True):
+            matrix += confusion_matrix(torch.from_numpy(found[None]), torch.from_numpy(mask[None]), classes)
+        equal += int((masks[0] == masks[1]).sum())
         pixels += mask.size
     if not any(isinstance(n, int) for n in model.size):
         height, width = OTHER_SIZE
         small = np.asarray(Image.fromarray(dataset.read(0)[0]).resize((width, height)))
         if _finite(model, np.stack([small] * 3)).shape != (3, *OTHER_SIZE):
             raise ExportError(f"{path}: gives masks of another size than its images")
-    return matrix, equal / pixels, pixels
+    mean_iou, float_mean_iou = (Scores(matrix).mean_iou for matrix in matrices)
+    return {
+        "mean_iou": mean_iou,
+        "float_mean_iou": float_mean_iou,
+        "mean_iou_lost": float_mean_iou - mean_iou,
+        "argmax_agreement": equal / pixels,
+        "pixels": pixels,
+    }
 
 
 def _finite(model: OnnxModel, images: np.ndarray) -> np.ndarray:

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from distill.batch import UNLABELLED
 from distill.models import Network
+from distill.pictures import colorize, row
 
-VOID_COLOR = (96, 96, 96)
 STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG = (230, 60, 50), (60, 130, 240), (245, 190, 40)
-GAP, TITLE = 4, 18  # pixels between panels and above them
 TITLES = ("input", "ground truth", "teacher", "student", "disagreement")
 LEGEND = "Disagreement: red, only the student is wrong; blue, only the teacher; yellow, both, in different ways."
 
@@ -45,14 +43,7 @@ def strip(
     for color, where in marks.items():
         disagreement[known & differ & where] = color
     panels = [image, *(colorize(labels, palette) for labels in (mask, teacher, student)), disagreement]
-    height, width = mask.shape
-    canvas = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + TITLE), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    for i, (title, panel) in enumerate(zip(TITLES, panels, strict=True)):
-        left = i * (width + GAP)
-        canvas.paste(Image.fromarray(panel), (left, TITLE))
-        draw.text((left + 2, 1), title, fill="black", font=font)
-    return np.array(canvas)
+    return row(panels, TITLES)
 
 
 @torch.no_grad()
@@ -60,13 +51,6 @@ def predict(network: Network, image: np.ndarray) -> np.ndarray:
     """Class ids uint8 `[H, W]` of an image uint8 `[H, W, 3]`."""
     batch = torch.from_numpy(np.ascontiguousarray(image[None]).copy()).permute(0, 3, 1, 2).to(network.mean.device)
     return network(batch).upsampled().max(1).indices[0].byte().cpu().numpy()
-
-
-def colorize(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Class ids uint8 `[H, W]` in colours uint8 `[H, W, 3]`; void is grey."""
-    table = np.full((256, 3), VOID_COLOR, dtype=np.uint8)
-    table[: len(palette)] = palette
-    return table[mask]
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -106,18 +90,9 @@ def write_report(folder: Path, name: str, results: Mapping[str, Any], samples: S
     lines += [f"images ({results['val_images']}) have; FLOPs are for one of them, 2 a multiply-add.", ""]
     lines += ["## Classes", "", table(per_class), ""]
     if "onnx" in results:
-        onnx = results["onnx"]
-        shapes = ", ".join("×".join(map(str, shape)) for shape in onnx["shapes"])
-        lines += [
-            "## ONNX",
-            "",
-            f"`student/model.onnx`, {onnx['bytes'] / 1e6:.1f} MB, against the network on {shapes}:",
-        ]
-        lines += [f"largest difference of a logit {onnx['max_abs_diff']:.1e}, same class on"]
-        lines += [
-            f"{100 * onnx['argmax_agreement']:.4f} % of {onnx['pixels']:,} pixels, mIoU {100 * onnx['mean_iou']:.2f}.",
-            "",
-        ]
+        lines += ["## Files", "", *files(results), ""]
+    if "latency" in results:
+        lines += ["## Time and size", "", *latency(results["latency"]), ""]
     lines += ["## Images", "", LEGEND, "", *(f"![{path}]({path})" for path in samples), ""]
     lines += ["## Again", "", f"    {command}", ""]
     text = "\n".join(lines)
@@ -137,3 +112,69 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
         closed = student["gap_closed"]
         text += "." if closed is None else f", {100 * closed:.0f} % of the gap to the teacher."
     return [text]
+
+
+def files(results: Mapping[str, Any]) -> list[str]:
+    """What is known of the exported files: a paragraph each."""
+    onnx = results["onnx"]
+    shapes = ", ".join("×".join(map(str, shape)) for shape in onnx["shapes"])
+    lines = [
+        f"`model.onnx`, {onnx['bytes'] / 1e6:.2f} MB, against the network on images of {shapes}: largest difference of "
+        f"a logit {onnx['max_abs_diff']:.1e}, same class on {100 * onnx['argmax_agreement']:.4f} % of "
+        f"{onnx['pixels']:,} pixels (where not, the network's class led by at most {onnx['max_margin']:.1e}), "
+        f"mIoU {100 * onnx['mean_iou']:.2f}."
+    ]
+    if onnx.get("fixed_size"):
+        height, width = onnx["fixed_size"]
+        lines += ["", f"It takes images of {width}×{height} only: the architecture's pooling is made for one size."]
+    if "int8" in results:
+        int8 = results["int8"]
+        left = ", ".join(f"`{name}`" for name in int8["float_layers"])
+        lines += [
+            "",
+            f"`model.int8.onnx`, {int8['bytes'] / 1e6:.2f} MB ({int8['bytes'] / int8['float_bytes']:.2f} of it): "
+            f"{int8['layers']} layers compute in 8 bits, {int8['stored_layers']} more have their weights in 8 bits"
+            f"{f'; left in float: {left}' if left else ''}. mIoU {100 * int8['mean_iou']:.2f}, "
+            f"{100 * int8['mean_iou_lost']:+.2f} points lost (allowed: {100 * int8['max_lost']:.2f}); same class on "
+            f"{100 * int8['argmax_agreement']:.2f} % of the pixels. Ranges from {int8['calibration_images']} training "
+            f"images by {int8['method']}, which was chosen on these same validation images.",
+        ]
+    if "error" in results.get("fp16", {}):
+        lines += ["", f"No file in half precision: {results['fp16']['error']}"]
+    elif "fp16" in results:
+        fp16 = results["fp16"]
+        lines += [
+            "",
+            f"`model.fp16.onnx`, {fp16['bytes'] / 1e6:.2f} MB, for GPUs: mIoU {100 * fp16['mean_iou']:.2f}, same class "
+            f"on {100 * fp16['argmax_agreement']:.2f} % of the pixels; tried on a CPU.",
+        ]
+    return lines
+
+
+def latency(found: Mapping[str, Any]) -> list[str]:
+    """Milliseconds an image, ratios and sizes, as tables."""
+    threads = sorted({measured["threads"] for measured in found["rows"]})
+    columns = [f"{n} thread{'s' * (n > 1)}" for n in threads]
+    times: dict[tuple[str, str], dict[int, str]] = {}
+    for measured in found["rows"]:
+        by_threads = times.setdefault((measured["name"], measured["engine"]), {})
+        by_threads[measured["threads"]] = f"{measured['milliseconds']:.1f}"
+    height, width = found["size"]
+    lines = [
+        f"Batch 1, {width}×{height}, {found['cpu']}; {found['clock']} time, medians of {found['repeat']} turns:",
+        "",
+        table([("ms an image", "engine", *columns), *((*key, *(by[n] for n in threads)) for key, by in times.items())]),
+        "",
+        table(
+            [
+                ("times faster", *columns),
+                *((name, *(f"{by[str(n)]:.2f}" for n in threads)) for name, by in found["ratios"].items()),
+            ]
+        ),
+        "",
+    ]
+    sizes = [("", "parameters", "GFLOPs", "MB")]
+    for name, size in found["sizes"].items():
+        numbers = ((size.get("params"), 1e6, " M"), (size.get("flops"), 1e9, ""), (size.get("bytes"), 1e6, ""))
+        sizes.append((name, *("" if n is None else f"{n / unit:.2f}{mark}" for n, unit, mark in numbers)))
+    return [*lines, table(sizes)]

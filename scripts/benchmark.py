@@ -2,6 +2,8 @@
 
     python scripts/benchmark.py loss            # KL + cross-entropy: plain PyTorch, by strips, by strips compiled
     python scripts/benchmark.py terms           # what each term adds to a training step
+    python scripts/benchmark.py inference RUN   # how long teacher and student of a run take for an image
+    python scripts/benchmark.py export          # architectures whose ONNX files are right, at all sizes and batches
 
 The contenders of a comparison take turns, so that a busy machine slows all of them; medians are printed, and ratios.
 Memory is what the allocator held at most during a forward and backward pass, beyond the networks' outputs.
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,9 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from distill import models
+from distill import models, report
 from distill.batch import UNLABELLED, VOID, Batch, Outputs, Target
+from distill.checkpoint import write_json
+from distill.config import DataConfig, ExportConfig, NetworkConfig
 from distill.config_parse import parse
+from distill.data import open_splits
+from distill.export import ExportError, export_onnx, is_fixed
+from distill.inference import benchmark
 from distill.losses import TERMS
 from distill.losses.fused import fused
 from distill.losses.pixel import KD
@@ -44,6 +52,8 @@ VARIANTS = {
     "kd, native stride": ["--kd.stride=native"],
 }
 SHAPES = ((8, 150, 256, 256), (4, 11, 360, 480), (8, 19, 512, 512))
+
+ARCHITECTURES = ("unet", "fpn", "deeplabv3plus", "segformer", "linknet", "pan", "pspnet", "upernet")
 
 
 def plain(student: Outputs, teacher: Outputs, mask: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -185,6 +195,40 @@ def terms(args: argparse.Namespace) -> None:
         print(f"  {what:28} {value / median['cross_entropy']:5.2f} x")
 
 
+def inference(args: argparse.Namespace) -> None:
+    """Teacher and student of a run: milliseconds an image, ratios, sizes."""
+    config = parse(["--config", str(args.folder / "config.yaml"), *(f"--data.root={root}" for root in args.data_root)])
+    splits = open_splits(config.data)
+    pair = {}
+    for name, settings in (("teacher", config.teacher), ("student", config.student)):
+        pair[name] = models.load(args.folder / name, splits.classes, settings.mean, settings.std)
+    names = {"student": "model.onnx", "student, 8 bits": "model.int8.onnx"}
+    files = {name: path for name, file in names.items() if (path := args.folder / "student" / file).is_file()}
+    image = splits.val.read(0)[0]
+    found = benchmark(pair, files, image, args.threads, args.repeat, args.compile, args.cpu_time)
+    print("\n".join(report.latency(found)))
+    write_json(args.output, found)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Architectures × sizes × batches: which ONNX files do what the network does."""
+    scenes = open_splits(DataConfig(synthetic_train=1, synthetic_val=3)).val
+    for arch in args.arch:
+        torch.manual_seed(0)
+        network = models.build(NetworkConfig(arch=arch, encoder_name=args.encoder), list(map(str, range(10))))
+        with TemporaryDirectory() as scratch:
+            try:
+                proof = export_onnx(network, Path(scratch) / "model.onnx", scenes, ExportConfig(), {})
+            except ExportError as error:
+                print(f"{arch:14} {error}")
+                continue
+        print(
+            f"{arch:14} right on {len(proof['shapes']):2} shapes{' (one size)' * is_fixed(network):11} largest "
+            f"difference {proof['max_abs_diff']:.1e}, same class {100 * proof['argmax_agreement']:.4f} %",
+            flush=True,
+        )
+
+
 def parse_shape(text: str) -> tuple[int, int, int, int]:
     """`8x150x256x256`: images, classes, height, width."""
     images, classes, height, width = map(int, text.split("x"))
@@ -213,6 +257,19 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--threads", type=int, help="of this process; torch's choice if not given")
     command.add_argument("--cpu-time", action="store_true", help="for a busy machine; with --threads 1")
     command.set_defaults(run=terms)
+    command = commands.add_parser("inference", help="how long teacher and student of a run take for an image")
+    command.add_argument("folder", type=Path, help="a finished run")
+    command.add_argument("--data-root", nargs=1, default=[], help="that of the run if not given")
+    command.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
+    command.add_argument("--repeat", type=int, default=20)
+    command.add_argument("--compile", action="store_true", help="also what torch.compile makes of both")
+    command.add_argument("--cpu-time", action="store_true", help="for a busy machine; with --threads 1")
+    command.add_argument("--output", type=Path, default=Path("latency.json"), help="%(default)s if not given")
+    command.set_defaults(run=inference)
+    command = commands.add_parser("export", help="architectures whose ONNX files are right, at all sizes and batches")
+    command.add_argument("--arch", nargs="+", default=ARCHITECTURES)
+    command.add_argument("--encoder", default="resnet18")
+    command.set_defaults(run=export)
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -12,14 +12,15 @@ PALETTE = [[10, 20, 200], [40, 160, 40], [0, 90, 160]]
 
 
 def build(input_type: int = TensorProto.UINT8, size: tuple[int | str, int | str] = ("H", "W")) -> onnx.ModelProto:
-    """Image → scale → convolution → ReLU → convolution → logits → mask."""
+    """Image → scale → two convolutions with ReLU → 1×1 convolution → logits → mask."""
     generator = np.random.default_rng(0)
     constants = {
         "mean": np.float32(127.5),
         "std": np.float32(60),
-        "w1": generator.normal(size=(8, 3, 3, 3)).astype(np.float32) / 3,
-        "b1": generator.normal(size=8).astype(np.float32) / 10,
-        "w2": generator.normal(size=(3, 8, 1, 1)).astype(np.float32),
+        "w1": generator.normal(size=(12, 3, 3, 3)).astype(np.float32) / 5,
+        "b1": generator.normal(size=12).astype(np.float32) / 10,
+        "w2": generator.normal(size=(8, 12, 3, 3)).astype(np.float32) / 7,
+        "w3": generator.normal(size=(3, 8, 1, 1)).astype(np.float32),
     }
     nodes = [
         helper.make_node("Transpose", ["image"], ["nchw"], "transpose", perm=[0, 3, 1, 2]),
@@ -27,8 +28,10 @@ def build(input_type: int = TensorProto.UINT8, size: tuple[int | str, int | str]
         helper.make_node("Sub", ["float", "mean"], ["centred"], "sub"),
         helper.make_node("Div", ["centred", "std"], ["scaled"], "div"),
         helper.make_node("Conv", ["scaled", "w1", "b1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c1"], ["r1"], "relu"),
-        helper.make_node("Conv", ["r1", "w2"], ["logits"], "conv2"),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], "conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        helper.make_node("Conv", ["r2", "w3"], ["logits"], "conv3"),
         helper.make_node("ArgMax", ["logits"], ["best"], "argmax", axis=1, keepdims=0),
         helper.make_node("Cast", ["best"], ["mask"], "to_bytes", to=TensorProto.UINT8),
     ]

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import onnx
@@ -9,8 +10,9 @@ from PIL import Image
 
 from distill import export, models
 from distill.config import DataConfig, ExportConfig, NetworkConfig
-from distill.data import open_splits
+from distill.data import Dataset, open_splits
 
+SMALL = ((33, 50),)
 CLASSES = [str(i) for i in range(10)]
 
 
@@ -42,7 +44,8 @@ def test_one_file_that_is_proven(exported):
     assert proof["argmax_agreement"] >= 0.9999
     assert proof["max_abs_diff"] <= 1e-3
     assert proof["mean_iou_diff"] <= 1e-4
-    assert proof["shapes"] == [[1, 64, 96], [3, 97, 130], [3, 224, 160]]
+    sizes = [[64, 96], [1, 1], [97, 130], [480, 360], [720, 960]]
+    assert proof["shapes"] == [[count, *size] for size in sizes for count in (1, 3)]
     assert proof["bytes"] == path.stat().st_size
 
 
@@ -79,15 +82,15 @@ def test_a_float_image_is_refused(exported):
 def test_an_architecture_that_bakes_in_its_size_takes_no_other(scenes, tmp_path):
     path = tmp_path / "model.onnx"
     proof = export.export_onnx(network("pspnet"), path, scenes, ExportConfig(), {})
-    assert proof["shapes"] == [[1, 64, 96]]
+    assert proof["shapes"] == [[1, 64, 96], [3, 64, 96]]
     session = onnxruntime.InferenceSession(path)
     assert session.get_inputs()[0].shape[1:] == [64, 96, 3]
     with pytest.raises(Exception, match="Got invalid dimensions"):
         session.run(None, {"image": np.zeros((1, 96, 64, 3), np.uint8)})
 
 
-@pytest.mark.parametrize("fault", ["weights", "nan"])
-def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fault):
+@pytest.mark.parametrize(("fault", "output"), [("weights", "logits"), ("nan", "none")])
+def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fault, output):
     write = export.write_onnx
 
     def write_another(net, *arguments):
@@ -99,5 +102,89 @@ def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fau
 
     monkeypatch.setattr(export, "write_onnx", write_another)
     with pytest.raises(export.ExportError, match="differs" if fault == "weights" else "not finite"):
-        export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(), {})
-    assert not (tmp_path / "model.onnx").exists()
+        export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(output=output), {}, SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["confidence", "none"])
+def test_other_outputs(scenes, tmp_path, output):
+    path = tmp_path / "model.onnx"
+    proof = export.export_onnx(network(), path, scenes, ExportConfig(output=output), {}, SMALL)
+    assert 0 < proof["max_abs_diff"] <= 1e-3  # of logits that the file does not give
+    session = onnxruntime.InferenceSession(path)
+    image = scenes.read(0)[0][None]
+    found = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": image}), strict=True))
+    assert list(found) == (["mask"] if output == "none" else ["mask", "confidence"])
+    with torch.no_grad():
+        confidence, mask = network()(torch.from_numpy(image).permute(0, 3, 1, 2)).upsampled().softmax(1).max(1)
+    assert (found["mask"] == mask.numpy()).all()
+    if output == "confidence":
+        assert found["confidence"].shape == (1, 64, 96)
+        assert np.abs(found["confidence"] - confidence.numpy()).max() < 1e-5
+
+
+def test_nothing_of_the_sources_is_in_the_file(exported):
+    content = exported[0].read_bytes()
+    assert b"Deployed" not in content
+    assert b".py" not in content
+
+
+def test_images_of_several_sizes_and_an_architecture_for_one(tmp_path):
+    images = [np.zeros((64, 96, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)]
+    several = Dataset(["a", "b"], lambda i: (images[i], images[i][..., 0]), [()] * 2, lambda i: None)
+    with pytest.raises(export.ExportError, match=r"PSPNet is exported for one size.*data.image_size"):
+        export.export_onnx(network("pspnet"), tmp_path / "model.onnx", several, ExportConfig(), {})
+
+
+@pytest.mark.parametrize(("align_corners", "scale"), [(True, None), (False, None), (True, 2.0), (False, 4.0)])
+def test_bilinear_upsampling_is_that_of_torch(tmp_path, align_corners, scale):
+    class Upsample(torch.nn.Module):
+        def forward(self, x, like):
+            size = like.shape[-2:] if scale is None else None
+            return torch.nn.functional.interpolate(x, size, scale, mode="bilinear", align_corners=align_corners)
+
+    free = torch.export.Dim.DYNAMIC
+    shapes = ({0: free, 2: free, 3: free}, {2: free, 3: free})
+    program = torch.onnx.export(
+        Upsample(),
+        (torch.zeros(2, 3, 5, 7), torch.zeros(1, 1, 20, 30)),
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
+        custom_translation_table=export.TRANSLATIONS,
+    )
+    program.save(tmp_path / "up.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "up.onnx")
+    names = [i.name for i in session.get_inputs()]
+    for (h, w), (height, width) in (((5, 7), (20, 30)), ((1, 1), (4, 4)), ((3, 1), (9, 2)), ((6, 4), (6, 11))):
+        torch.manual_seed(0)
+        tensors = torch.randn(2, 3, h, w), torch.zeros(1, 1, height, width)
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=False)}
+        (found,) = session.run(None, feed)
+        assert np.abs(found - Upsample()(*tensors).numpy()).max() < 1e-5
+
+
+def test_the_cheaper_order_gives_the_same_logits():
+    net, image = network(), torch.randint(0, 256, (2, 3, 70, 50), dtype=torch.uint8)
+    with torch.no_grad():
+        difference = net(image).logits - models.streamlined(net)(image).logits
+    assert difference.abs().max() < 1e-4
+    assert "_FpnLogits" not in str(net)
+    other = network("unet")
+    with torch.no_grad():
+        assert torch.equal(other(image).logits, models.streamlined(other)(image).logits)
+
+
+@pytest.mark.parametrize("arch", ["unet", "deeplabv3plus", "segformer"])
+def test_other_architectures(scenes, tmp_path, arch):
+    proof = export.export_onnx(network(arch), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
+    assert proof["shapes"] == [[count, *size] for size in ([64, 96], *map(list, SMALL)) for count in (1, 3)]
+
+
+@pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="a quarter of an hour; LONG_TESTS=1 runs them")
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-mobilenetv3_small_050"])
+@pytest.mark.parametrize("arch", ["unet", "fpn", "deeplabv3plus", "segformer", "linknet", "pan", *models.FIXED_SIZE])
+def test_architectures_sizes_and_batches(scenes, tmp_path, arch, encoder):
+    proof = export.export_onnx(network(arch, encoder), tmp_path / "model.onnx", scenes, ExportConfig(), {})
+    sizes = [[64, 96], *([] if arch in models.FIXED_SIZE else map(list, export.OTHER_SIZES))]
+    assert proof["shapes"] == [[count, *size] for size in sizes for count in (1, 3)]

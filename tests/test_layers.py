@@ -9,7 +9,7 @@ ROWS = [
     {"config", "config_terms", "config_parse", "batch", "pictures"},
     {"models", "losses", "metrics", "data", "media", "scoring"},
     {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report"},
-    {"launch", "train", "smp_folder", "deployed", "predict", "quantize", "inference", "assess"},
+    {"launch", "train", "smp_folder", "deployed", "predict", "quantize", "half", "inference", "assess"},
     {"card"},
     {"results"},
     {"pipeline"},

@@ -35,7 +35,7 @@ def run(student, **options):
 
 
 def test_same_contract_and_a_proof_that_holds(student):
-    result = run(student, max_lost=0.05)
+    result = run(student, max_lost=0.1)
     before, after = OnnxModel(student), OnnxModel(student.with_name("model.int8.onnx"))
     assert after.outputs == before.outputs
     assert (after.input, after.size, after.classes, after.palette) == (
@@ -48,7 +48,7 @@ def test_same_contract_and_a_proof_that_holds(student):
     assert result["tried"][result["method"]] == max(result["tried"].values()) == result["mean_iou"]
     assert result["float_layers"] == []
     assert result["float_mean_iou"] == 1
-    assert 0 <= result["mean_iou_lost"] <= 0.05
+    assert 0 <= result["mean_iou_lost"] <= 0.1
     assert 0.95 < result["argmax_agreement"] <= 1
     assert result["bytes"] == after.path.stat().st_size
     recorded = json.loads(after.session.get_modelmeta().custom_metadata_map["quantization"])
@@ -61,10 +61,9 @@ def test_weights_are_signed_per_channel_and_activations_unsigned(student):
     graph = onnx.load(student.with_name("model.int8.onnx")).graph
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    assert len(convolutions) == 2
-    for node in convolutions:
-        activation, weight = (producers[name] for name in node.input[:2])
+    convolutions = {node.name: node for node in graph.node if node.op_type == "Conv"}
+    for name in ("conv1", "conv2"):
+        activation, weight = (producers[name] for name in convolutions[name].input[:2])
         assert activation.op_type == weight.op_type == "DequantizeLinear"
         assert constants[weight.input[0]].dtype == np.int8
         assert constants[weight.input[1]].shape == constants[weight.input[0]].shape[:1]
@@ -72,8 +71,74 @@ def test_weights_are_signed_per_channel_and_activations_unsigned(student):
     assert [node.op_type for node in graph.node if node.op_type in ("Sub", "Div", "ArgMax")] == ["Sub", "Div", "ArgMax"]
 
 
-def test_only_what_lies_between_the_weighted_layers_is_quantised():
-    assert quantize.quantizable(onnx_files.build().graph) == {"conv2": ["conv2"], "conv1": ["relu", "conv1"]}
+def test_the_weights_of_a_layer_in_float_are_small_and_right(student):
+    result = run(student, methods=["minmax"], max_lost=1)
+    assert (result["layers"], result["stored_layers"]) == (2, 1)
+    graph = onnx.load(student.with_name("model.int8.onnx")).graph
+    small, scale = (
+        onnx.numpy_helper.to_array(t) for n in ("w3_int8", "w3_scale") for t in graph.initializer if t.name == n
+    )
+    exact = next(onnx.numpy_helper.to_array(t) for t in onnx_files.build().graph.initializer if t.name == "w3")
+    assert small.dtype == np.int8
+    assert scale.shape == (3, 1, 1, 1)
+    assert np.abs(small * scale - exact).max() <= scale.max() / 2 + 1e-6
+    (node,) = (node for node in graph.node if node.name == "conv3")
+    assert node.input[1] == "w3"
+
+
+def node(kind, inputs, output, **attributes):
+    return onnx.helper.make_node(kind, inputs, [output], output, **attributes)
+
+
+def graph_of(nodes, output, **shapes):
+    weights = [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()]
+    value = onnx.helper.make_tensor_value_info
+    ends = [value("x", 1, None)], [value(output, 1, None)]
+    return onnx.helper.make_graph(nodes, "graph", *ends, weights)
+
+
+def test_layers_with_many_terms_and_those_that_only_these_take_compute_in_8_bits():
+    assert quantize.quantizable(onnx_files.build().graph) == {
+        "conv1": ["relu1", "conv1"],
+        "conv2": ["relu2", "conv2"],
+        "conv3": [],
+    }
+
+
+def test_what_lies_between_is_in_8_bits_only_if_all_it_takes_is():
+    wide, narrow = (16, 16, 3, 3), (16, 16, 1, 1)
+    nodes = [
+        node("Conv", ["x", "w1"], "first"),
+        node("Relu", ["first"], "relu"),
+        node("Conv", ["relu", "w2"], "second"),
+        node("Add", ["second", "relu"], "sum"),  # all in 8 bits
+        node("Add", ["sum", "x"], "mixed"),  # x is not
+        node("Conv", ["mixed", "w3"], "narrow"),  # also taken by what is in float
+        node("HardSwish", ["narrow"], "active"),
+        node("Conv", ["sum", "w4"], "last"),
+        node("Add", ["last", "active"], "y"),
+    ]
+    graph = graph_of(nodes, "y", w1=wide, w2=wide, w3=narrow, w4=wide)
+    assert quantize.quantizable(graph) == {
+        "first": ["relu", "first"],
+        "second": ["sum", "second"],
+        "narrow": [],
+        "last": ["last"],
+    }
+
+
+def test_bilinear_resize_stays_in_float_and_products_with_made_up_matrices_are_no_layers():
+    nodes = [
+        node("Conv", ["x", "w1"], "first"),
+        node("Resize", ["first"], "near", mode="nearest"),
+        node("Conv", ["near", "w2"], "second"),
+        node("Resize", ["second"], "between", mode="linear"),
+        node("Conv", ["between", "w3"], "third"),
+        node("MatMul", ["third", "x"], "y"),
+    ]
+    wide = (16, 16, 3, 3)
+    found = quantize.quantizable(graph_of(nodes, "y", w1=wide, w2=wide, w3=wide))
+    assert found == {"first": ["near", "first"], "second": ["second"], "third": ["third"]}
 
 
 def test_layers_that_cost_too_much_stay_in_float_and_are_named(student):
@@ -82,7 +147,8 @@ def test_layers_that_cost_too_much_stay_in_float_and_are_named(student):
     result = run(student, methods=["minmax"], max_lost=free["mean_iou_lost"] * 0.9, say=lines.append)
     assert len(result["float_layers"]) == 1
     assert result["mean_iou_lost"] <= free["mean_iou_lost"] * 0.9
-    assert result["layers"] + len(result["float_layers"]) == free["layers"]
+    counts = [sum(r[key] for key in ("layers", "stored_layers")) + len(r["float_layers"]) for r in (free, result)]
+    assert counts == [3, 3]
     assert "in float: mIoU" in lines[-1]
 
 
