@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.config import Config, ConfigError
 from distill.losses import TERMS
-from distill.report import summary, table
+from distill.report import files, latency, summary, table
 
 PUBLISHED = ("*.md", "*.json", "*.onnx", "model.safetensors")
 PRIVATE = ("stage.json",)  # settings with paths of this machine
@@ -63,7 +63,7 @@ On {results["val_images"]} validation images (`{config.data.format}`), void left
 {summary(results)}
 
 {table(per_class)}
-{_proof(results)}
+{_details(results)}
 ## Use
 
 With onnxruntime alone; scaling, normalisation and padding are in the file, images may have any size:
@@ -149,12 +149,9 @@ def _kept(config: Config) -> str:
     return "best of several scores on these same validation images, which flatters them a little"
 
 
-def _proof(results: Mapping[str, Any]) -> str:
-    if "onnx" not in results:
-        return ""
-    onnx = results["onnx"]
-    return f"""
-`model.onnx` ({onnx["bytes"] / 1e6:.1f} MB) against the network on {onnx["pixels"]:,} pixels: largest difference of
-a logit {onnx["max_abs_diff"]:.1e}, the same class on {100 * onnx["argmax_agreement"]:.4f} %,
-mIoU {100 * onnx["mean_iou"]:.2f}.
-"""
+def _details(results: Mapping[str, Any]) -> str:
+    """What is known of the files, and of their speed."""
+    lines = ["", "## Files", "", *files(results), ""] if "onnx" in results else [""]
+    if "latency" in results:
+        lines += ["## Time and size", "", *latency(results["latency"]), ""]
+    return "\n".join(lines)
