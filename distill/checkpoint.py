@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distill.config import ConfigError
+from distill.config import Config, ConfigError, flatten
 
 MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
 MAX_MANIFEST_BYTES = 1_000_000
@@ -193,6 +193,8 @@ def refuse_other_settings(
         ConfigError: others differ; lists them.
     """
     here = json_like(here)
+    # A setting that an older version did not have: its default is what that version did.
+    there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | dict(there)
     keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))
     differences = {key: [there.get(key), here.get(key)] for key in keys}
     changed = {key: values for key, values in differences.items() if key not in (allowed or ())}

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from distill.checkpoint import CHECKSUM, MANIFEST, Checkpoints, State, publish, size_of
+from distill.checkpoint import CHECKSUM, MANIFEST, Checkpoints, State, publish, refuse_other_settings, size_of
 from distill.config import ConfigError
 
 FILES = ["model.safetensors", "best.safetensors", "optimizer.pt", MANIFEST, CHECKSUM]
@@ -91,6 +91,12 @@ def test_a_file_more_is_noticed(tmp_path):
         checkpoints(tmp_path).load()
 
 
+def test_a_setting_that_an_older_version_did_not_have_was_at_its_default(tmp_path):
+    assert refuse_other_settings(tmp_path, {"seed": 1}, {"seed": 1, "data.unlabelled_share": 0.5}) == {}
+    with pytest.raises(ConfigError, match=r"data.unlabelled_share 0\.5 there, 0\.25 here"):
+        refuse_other_settings(tmp_path, {"seed": 1}, {"seed": 1, "data.unlabelled_share": 0.25})
+
+
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     checkpoints(tmp_path).save(state(1))
     with pytest.raises(ConfigError, match=r"kd\.weight 1\.0 there, 2\.0 here"):
@@ -101,12 +107,12 @@ def test_a_setting_that_is_allowed_to_change_is_noted_and_goes_into_the_next_sta
     checkpoints(tmp_path).save(state(1))
     notes: list[str] = []
     other = {"kd.weight": 2.0, "seed": 1}
-    with pytest.raises(ConfigError, match=r"seed None there, 1 here\); .*--allow_change"):
+    with pytest.raises(ConfigError, match=r"seed 0 there, 1 here\); .*--allow_change"):
         checkpoints(tmp_path, settings=other, allowed=["kd.weight"]).load()
     changed = checkpoints(tmp_path, notes, settings=other, allowed=["kd.weight", "seed"])
     loaded = changed.load()
-    assert "kd.weight 1.0 there, 2.0 here, seed None there, 1 here" in notes[0]
-    assert loaded.changes == [{"step": 1, "settings": {"kd.weight": [1.0, 2.0], "seed": [None, 1]}}]
+    assert "kd.weight 1.0 there, 2.0 here, seed 0 there, 1 here" in notes[0]
+    assert loaded.changes == [{"step": 1, "settings": {"kd.weight": [1.0, 2.0], "seed": [0, 1]}}]
     loaded.step = 2
     changed.save(loaded)
     notes.clear()

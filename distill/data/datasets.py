@@ -16,6 +16,7 @@ from PIL import Image
 from distill.batch import MAX_CLASSES, UNLABELLED, VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import synthetic, things
+from distill.pictures import made_up_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -105,7 +106,7 @@ def open_splits(config: DataConfig) -> Splits:
                 raise ConfigError("data.classes: format 'folders' needs the class names, in the order of their ids")
             classes, palette, void = (
                 config.classes,
-                config.palette or _palette(len(config.classes)),
+                config.palette or made_up_palette(len(config.classes)),
                 config.ignore_index,
             )
             folders = [(config.train_images, config.train_masks), (config.val_images, config.val_masks)]
@@ -279,15 +280,6 @@ def _first(dataset: Dataset, count: int | None) -> Dataset:
     if count is None or count >= len(dataset):
         return dataset
     return Dataset(dataset.names[:count], dataset.read, dataset.files[:count], dataset.inspect)
-
-
-def _palette(classes: int) -> list[tuple[int, int, int]]:
-    """Distinct colours: the bits of the class id spread over the three channels, highest first (as Pascal VOC's)."""
-    colors = []
-    for i in range(1, classes + 1):
-        r, g, b = (sum(((i >> (3 * k + c)) & 1) << (7 - k) for k in range(8)) for c in range(3))
-        colors.append((r, g, b))
-    return colors
 
 
 def _size(image: Image.Image) -> str:
