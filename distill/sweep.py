@@ -113,6 +113,7 @@ def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -
     # Only now: it imports torch.
     from distill import pipeline
     from distill.checkpoint import write_json
+    from distill.data import check_splits, open_splits
     from distill.launch import lock, on_main
     from distill.teacher import Teacher
     from distill.train import Stopped
@@ -124,6 +125,8 @@ def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -
     with pipeline.opened(config) as run:
         for trial_config in settings:
             pipeline.try_build(trial_config, run.splits.classes)
+            if trial_config.data != config.data:
+                check_splits(open_splits(trial_config.data), trial_config.data.check, run.progress)
         held = take("teacher")
         teacher = Teacher(pipeline.load_teacher(run), dtype=pipeline.precision(run.accelerator))
         if held:
@@ -131,7 +134,9 @@ def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -
             held.close()
         for trial, trial_config in zip(trials, settings, strict=True):
             record = config.folder / trial.key / "scores.json"
-            trial_run = replace(run, config=pipeline.with_class_weights(trial_config, run.splits), compare=False)
+            splits = run.splits if trial_config.data == config.data else open_splits(trial_config.data)
+            trial_config = pipeline.with_class_weights(trial_config, splits)
+            trial_run = replace(run, config=trial_config, splits=splits, compare=False)
             try:
                 held = take(Path(trial.key).name)
             except ConfigError as error:

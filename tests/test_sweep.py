@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY, flags, tiny_config
+from PIL import Image
 
 from distill.config import ConfigError
 from distill.pipeline import distil
-from distill.sweep import command_line, read_trials, table
+from distill.sweep import command_line, read_trials, sweep, table
 
 
 def write(path, text: str):
@@ -90,6 +92,23 @@ def test_the_script_trains_every_trial_of_one_teacher_and_skips_what_is_there(tm
     assert len(list((tmp_path / "sweep" / "tensorboard" / "trials").iterdir())) == 4
     assert "| KL |" in done.stdout
     assert "training" in done.stdout
+
+
+def test_a_trial_may_have_data_of_its_own(tmp_path):
+    distil(tiny_config(tmp_path / "run", export__enabled=False, baseline__enabled=False))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(
+            photos / f"{i}.png"
+        )
+    text = f"trials: {{all: {{}}, few: {{data.max_train_samples: 2}}, more: {{data.unlabelled: {photos}}}}}"
+    file = write(tmp_path / "s.yaml", text)
+    wanted = TINY | {"output_dir": tmp_path / "sweep", "teacher.checkpoint": tmp_path / "run"}
+    config, trials, settings = command_line([str(file), *flags(wanted)])
+    sweep(config, trials, settings)
+    weights = {p.read_bytes() for p in (tmp_path / "sweep" / "trials").glob("*/model.safetensors")}
+    assert len(weights) == 3
 
 
 def test_the_table_has_means_and_deviations_best_first():
