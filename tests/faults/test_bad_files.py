@@ -17,7 +17,7 @@ from harness import Figure, Launch, distil
 from PIL import Image, PngImagePlugin
 
 from distill.batch import VOID
-from distill.data import open_splits, synthetic
+from distill.data import check_splits, open_splits, synthetic
 from distill.pipeline import main
 
 HEIGHT, WIDTH = 64, 96
@@ -233,6 +233,8 @@ def test_void_may_be_another_value_and_is_then_no_label(tmp_path):
 @pytest.mark.parametrize("name", ["train/images", IMAGE])
 def test_what_may_not_be_read_is_named(tmp_path, name):
     root = draw(tmp_path / "data")
+    # Imports what reading needs: to somebody else, where it is installed may be closed, too.
+    check_splits(open_splits(tiny_config(tmp_path / "run", data__root=root, **SETTINGS).data), "full")
     (root / name).chmod(0)
     for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own are closed to others
         folder.chmod(0o755)
