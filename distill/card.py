@@ -26,10 +26,11 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
         results: what `results.json` holds.
     """
     student, teacher, classes = results["student"], results["teacher"], results["classes"]
+    data = config.data.format if config.data.format != "folders" else Path(config.data.root).resolve().name
     scored = EvalResult(
         task_type="image-segmentation",
-        dataset_type=config.data.format,
-        dataset_name=f"{config.data.format}, {results['val_images']} validation images",
+        dataset_type=data,
+        dataset_name=f"{data}, {results['val_images']} validation images",
         metric_type="mean_iou",
         metric_name="mIoU",
         metric_value=round(student["mean_iou"], 4),
@@ -38,7 +39,7 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
         library_name="segmentation-models-pytorch",
         pipeline_tag="image-segmentation",
         tags=["semantic-segmentation", "knowledge-distillation", "onnx"],
-        datasets=[config.data.format],
+        datasets=[data],
         base_model=f"{config.name}/teacher",
         model_name=config.name,
         metrics=["mean_iou"],
@@ -58,7 +59,7 @@ from a {_network(folder.parent / "teacher")} of {teacher["params"] / 1e6:.2f} M.
 
 ## Results
 
-On {results["val_images"]} validation images (`{config.data.format}`), void left out:
+On {results["val_images"]} validation images (`{data}`), void left out:
 
 {summary(results)}
 
@@ -66,7 +67,7 @@ On {results["val_images"]} validation images (`{config.data.format}`), void left
 {_details(results)}
 ## Use
 
-With onnxruntime alone; scaling, normalisation and padding are in the file, images may have any size:
+With onnxruntime alone; scaling, normalisation and padding are in the file, images {_sizes(results)}:
 
 ```python
 import numpy as np, onnxruntime
@@ -136,6 +137,12 @@ def _percent(value: float | None) -> str:
 def _network(folder: Path) -> str:
     made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return f"{made_of['_model_class']} on {made_of['encoder_name'].removeprefix('tu-')}"
+
+
+def _sizes(results: Mapping[str, Any]) -> str:
+    if fixed := results.get("onnx", {}).get("fixed_size"):
+        return f"have to be {fixed[1]} wide and {fixed[0]} high"
+    return "may have any size"
 
 
 def _objective(config: Config) -> str:

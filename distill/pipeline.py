@@ -30,8 +30,9 @@ from distill.losses.supervised import class_weights
 from distill.models import Network
 from distill.objective import build_objective
 from distill.results import collect, finish
+from distill.run import Run, Stopped
 from distill.teacher import Teacher, check_teacher
-from distill.train import Run, Stopped, train
+from distill.train import train
 
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
 RECORD, CHECKED = "stage.json", "checked.json"

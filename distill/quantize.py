@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -31,6 +30,7 @@ from PIL import Image
 from distill.checkpoint import sha256
 from distill.data import Dataset
 from distill.deployed import OnnxModel
+from distill.eight_bits import BETWEEN, WEIGHTED, quantizable, store_in_8_bits
 from distill.export import ExportError
 from distill.metrics import Scores, confusion_matrix
 
@@ -39,10 +39,6 @@ METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-BETWEEN = ("Add", "Mul", "Relu", "Clip", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
-ACTIVATIONS = ("Relu", "Clip")  # these become part of the layer before them
-MIN_TERMS = 96  # products that a layer sums up for one number of its output
 OTHER_SIZE = (97, 130)
 SENSITIVITY_IMAGES = 4
 
@@ -140,66 +136,6 @@ def quantize_onnx(
     )
 
 
-def quantizable(graph: onnx.GraphProto) -> dict[str, list[str]]:
-    """What is to be done in 8 bits.
-
-    A layer computes in 8 bits if it sums up at least `MIN_TERMS` products a number, or if only such layers take what it
-    gives, which is then rounded in any case.
-
-    Returns:
-        For each layer with constant weights the names of the nodes that compute in 8 bits: the layer, its activation,
-        and the nodes between it and the next such layer if all that they take is in 8 bits. None for a layer that only
-        has its weights in 8 bits.
-    """
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    layers: dict[str, list[str]] = {node.name: [] for node in graph.node if _terms(node, weights)}
-    computing: set[str] = set()  # layers in 8 bits
-    takers: dict[str, list[bool]] = {output.name: [False] for output in graph.output}  # whether these are in 8 bits
-    for node in reversed(graph.node):  # against the topological order
-        rounded = all(takers.get(node.output[0], [False]))
-        if node.name in layers and (rounded or _terms(node, weights) >= MIN_TERMS):
-            computing.add(node.name)
-        for name in node.input:
-            takers.setdefault(name, []).append(node.name in computing or (rounded and _is_between(node)))
-    owner: dict[str, int] = {}  # tensor in 8 bits → the last layer that had a part in it
-    for place, node in enumerate(graph.node):
-        taken = [name for name in node.input if name and name not in weights]
-        if node.name in computing:
-            owner |= dict.fromkeys(node.output, place)
-        elif _is_between(node) and taken and all(name in owner for name in taken):
-            owner |= dict.fromkeys(node.output, max(owner[name] for name in taken))
-    producers = {name: node for node in graph.node for name in node.output}
-    leading: set[str] = set()  # tensors that a layer in 8 bits takes, itself or through others
-    for node in reversed(graph.node):
-        if node.output[0] not in owner:
-            continue
-        before = producers.get(node.input[0])
-        ends = node.op_type in ACTIVATIONS and before is not None and before.name in computing
-        if node.name in computing or ends or not leading.isdisjoint(node.output):
-            leading.update(node.input)
-            layers[graph.node[owner[node.output[0]]].name].append(node.name)
-    return layers
-
-
-def _is_between(node: onnx.NodeProto) -> bool:
-    """Whether a node without weights may work on 8 bits as they are."""
-    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return node.op_type in BETWEEN and (node.op_type != "Resize" or attributes.get("mode", b"nearest") == b"nearest")
-
-
-def _terms(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> int:
-    """How many products a layer sums up for one number of its output; 0 if it is none, or has no constant weights."""
-    if node.op_type not in WEIGHTED or node.input[1] not in weights:
-        return 0
-    shape = weights[node.input[1]].dims
-    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type == "Conv":
-        return math.prod(shape[1:])  # [out, in / groups, height, width]
-    if node.op_type == "ConvTranspose":
-        return math.prod(shape) // (shape[1] * attributes.get("group", 1))
-    return shape[-1] if attributes.get("transB") else shape[-2]
-
-
 class _Reader(CalibrationDataReader):
     """Hands one image to onnxruntime's calibration."""
 
@@ -244,30 +180,6 @@ def _write(model: onnx.ModelProto, path: Path, ranges: TensorsData, layers: Mapp
     quantizer.model.topological_sort()
     store_in_8_bits(quantizer.model.model, [name for name, nodes in layers.items() if not nodes])
     onnx.save(quantizer.model.model, str(path))
-
-
-def store_in_8_bits(model: onnx.ModelProto, layers: Collection[str]) -> None:
-    """Replaces the weights of some layers by 8 bits with a scale a channel, of which loading the file makes floats."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        tensor = weights.pop(node.input[1], None) if node.name in layers else None
-        if tensor is None:  # shared with another layer, and done
-            continue
-        values = onnx.numpy_helper.to_array(tensor)
-        channel = 0 if node.op_type == "Conv" else 1
-        others = tuple(axis for axis in range(values.ndim) if axis != channel)
-        scale = (np.abs(values).max(others, keepdims=True) / 127).astype(np.float32)
-        scale[scale == 0] = 1
-        name = tensor.name
-        model.graph.initializer.remove(tensor)
-        for part, array in (("int8", np.round(values / scale).astype(np.int8)), ("scale", scale)):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}_{part}"))
-        nodes.append(onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_float"], to=onnx.TensorProto.FLOAT))
-        nodes.append(onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
-    nodes += model.graph.node
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def _add_metadata(path: Path, entries: dict[str, str]) -> None:

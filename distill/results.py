@@ -25,8 +25,8 @@ from distill.inference import benchmark
 from distill.models import Network
 from distill.quantize import quantize_onnx
 from distill.report import strip, summary, write_report
+from distill.run import Run
 from distill.tracking import Tracker
-from distill.train import Run
 
 
 def collect(run: Run, networks: dict[str, Network], evaluation: Evaluation) -> dict[str, Any]:

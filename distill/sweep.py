@@ -108,22 +108,22 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
-def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -> list[dict[str, Any]]:
+def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) -> list[dict[str, Any]]:
     """Trains every trial that nobody else is at work on, and returns the scores of all that are there."""
     # Only now: it imports torch.
     from distill import pipeline
     from distill.checkpoint import write_json
     from distill.data import check_splits, open_splits
     from distill.launch import lock, on_main
+    from distill.run import Stopped
     from distill.teacher import Teacher
-    from distill.train import Stopped
 
     def take(name: str) -> IO[str] | None:
         """The right to work on a trial, as long as the file is open; only the main process holds it."""
         return on_main(run.accelerator, lambda: lock(config.folder / "locks" / name))
 
     with pipeline.opened(config) as run:
-        for trial_config in settings:
+        for trial_config in configs:
             pipeline.try_build(trial_config, run.splits.classes)
             if trial_config.data != config.data:
                 check_splits(open_splits(trial_config.data), trial_config.data.check, run.progress)
@@ -132,7 +132,7 @@ def sweep(config: Config, trials: Sequence[Trial], settings: Sequence[Config]) -
         if held:
             (config.folder / "config.yaml").write_text(dump(run.config), encoding="utf-8")
             held.close()
-        for trial, trial_config in zip(trials, settings, strict=True):
+        for trial, trial_config in zip(trials, configs, strict=True):
             record = config.folder / trial.key / "scores.json"
             splits = run.splits if trial_config.data == config.data else open_splits(trial_config.data)
             trial_config = pipeline.with_class_weights(trial_config, splits)
@@ -195,13 +195,14 @@ def command_line(arguments: Sequence[str]) -> tuple[Config, list[Trial], list[Co
     )
     parser.add_argument("file", type=Path, help="YAML file of the trials")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the file's")
+    parser.add_argument("-c", "--config", action="append", default=[], help="settings of every run; flags after it win")
     parser.add_argument("--only", nargs="+", default=[], metavar="TRIAL", help="these trials of the file")
     own, rest = parser.parse_known_args(arguments)
     try:
         trials = read_trials(own.file, own.seeds, own.only)
     except ConfigError as error:
         parser.exit(2, f"distill: error: {error}\n")
-    rest = [*rest, *flags(trials[0].common)]
-    # Checked one by one, as the settings of any run are, before the first is trained.
-    settings = [parse([*rest, *flags(trial.settings), f"--seed={trial.seed}"]) for trial in trials]
-    return parse(rest), trials, settings
+    # As everywhere, flags win over files; a trial wins over all. Checked one by one before the first is trained.
+    shared = [*(f"--config={file}" for file in own.config), *flags(trials[0].common), *rest]
+    configs = [parse([*shared, *flags(trial.settings), f"--seed={trial.seed}"]) for trial in trials]
+    return parse(shared), trials, configs

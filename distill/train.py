@@ -8,111 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-import accelerate
 import numpy as np
-import timm
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
-from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-from tqdm import tqdm
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from distill.batch import Batch, Target, count_pixels
 from distill.checkpoint import Checkpoints, State
-from distill.config import Config, ConfigError, NetworkConfig
-from distill.data import Splits, build_transform, train_batches
+from distill.data import build_transform, train_batches
 from distill.data.loading import StepSampler
-from distill.evaluate import Evaluation, evaluate
-from distill.models import Network, build, freeze_unused
-from distill.objective import Distiller, build_objective
-from distill.optim import build_optimizer, schedule
+from distill.models import Network
+from distill.optim import schedule
+from distill.run import Run, Stopped
+from distill.state import Training, begin, facts, share_buffers, snapshot
 from distill.teacher import Teacher
 from distill.tracking import Tracker
 
 PRECISE = {"mps": torch.float32}  # devices without float64
-
-
-@dataclass
-class Run:
-    """What the stages of a run share.
-
-    Attributes:
-        config: the settings.
-        accelerator: devices and processes.
-        splits: the data.
-        stop: whether the run was asked to stop (a signal).
-        compare: score the teacher beside its student at every validation.
-        checked: what was found out about the files of the data, to be remembered.
-    """
-
-    config: Config
-    accelerator: Accelerator
-    splits: Splits
-    stop: Callable[[], bool] = lambda: False
-    compare: bool = True
-    checked: dict[str, Any] | None = None
-
-    def say(self, line: str) -> None:
-        """A line for the person who watches, once."""
-        if self.accelerator.is_main_process:
-            tqdm.write(line)
-
-    def progress(self, items: Iterable | None = None, **options: Any) -> tqdm:
-        """A progress bar, on the main process and only where somebody watches."""
-        return tqdm(items, disable=None if self.accelerator.is_main_process else True, **options)
-
-    def evaluate(self, networks: dict[str, Network], desc: str = "scoring") -> Evaluation:
-        """Scores networks on the validation images with all processes."""
-        accelerator = self.accelerator
-        return evaluate(
-            networks,
-            self.splits.val,
-            self.config.per_device_eval_batch_size,
-            accelerator.device,
-            accelerator.process_index,
-            accelerator.num_processes,
-            lambda counts: accelerator.reduce(counts, "sum"),
-            lambda items: self.progress(items, desc=desc, leave=False),
-        )
-
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is saved."""
-
-
-@dataclass
-class Training:
-    """What changes while a network is trained.
-
-    Attributes:
-        student: the network; the objective's terms look at its outputs.
-        distiller: the student with its objective, bare.
-        model: the same as Accelerate prepared it.
-        optimizer: prepared, too.
-        ema: moving average of the student, or None; what is scored and kept if there is one.
-        state: the last state saved or loaded.
-        best: weights to keep so far.
-    """
-
-    student: Network
-    distiller: Distiller
-    model: nn.Module
-    optimizer: Any
-    ema: ModelEmaV3 | None
-    state: State
-    best: dict[str, Tensor]
-
-    @property
-    def scored(self) -> Network:
-        """The network whose scores count."""
-        return self.ema.module if self.ema else self.student
 
 
 def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | None = None) -> tuple[Network, State]:
@@ -187,47 +103,6 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
     accelerator.free_memory()
     training.student.load_state_dict(training.best)
     return training.student.eval(), state
-
-
-def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, teacher: Network | None) -> Training:
-    """Builds everything from the seed, then puts the last saved state into it.
-
-    Raises:
-        ConfigError: the state does not fit, or has no steps left, once settings were allowed to change.
-    """
-    config, accelerator = run.config, run.accelerator
-    torch.manual_seed(config.seed)
-    student = build(wanted, run.splits.classes)
-    distiller = Distiller(student, build_objective(config, student, teacher))
-    freeze_unused(student, config.data.crop_size, distiller.objective.features)
-    if config.sync_batchnorm:
-        convert_sync_batchnorm(distiller)  # timm's: torch's own would drop the activations that timm puts into norms
-    model, optimizer = accelerator.prepare(distiller, build_optimizer(distiller, config.optimizer))
-    ema = ModelEmaV3(student, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
-    state = checkpoints.load(config.resume_from_checkpoint) or State(0, {}, {})
-    if state.changes and state.changes[-1]["step"] == state.step >= wanted.max_train_steps:
-        raise ConfigError(f"{checkpoints.folder}: {state.step} steps are done; to go on set max_train_steps above that")
-    if state.step:
-        today = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        try:
-            distiller.load_state_dict(state.tensors["model"])
-            optimizer.load_state_dict(state.optimizer["optimizer"])
-            if ema:
-                ema.module.load_state_dict(state.tensors["ema"])
-            if accelerator.scaler:
-                accelerator.scaler.load_state_dict(state.optimizer["scaler"])
-            for group, settings in zip(optimizer.param_groups, today, strict=True):
-                if settings.keys() - group.keys():
-                    raise ValueError("it is of another optimizer")
-                group.update(settings)  # they may have been allowed to change
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"{checkpoints.folder}: the state of step {state.step} does not fit ({reason}); what decides its shape "
-                f"cannot change on the way: set another --name"
-            ) from error
-        checkpoints.note(f"goes on from step {state.step}")
-    return Training(student, distiller, model, optimizer, ema, state, state.tensors.get("best", {}))
 
 
 def read_batches(run: Run, start_step: int, teacher: Teacher | None) -> tuple[Iterator[Batch], int]:
@@ -320,42 +195,9 @@ def validate(run: Run, stage: str, done: int, training: Training, teacher: Teach
     run.say(f"{stage:8} step {done:5}  mIoU {100 * scores.mean_iou:5.2f} {best}")
 
 
-def snapshot(run: Run, done: int, training: Training) -> None:
-    """Puts everything that decides how the training goes on into its state."""
-    share_buffers(training)
-    state, scaler = training.state, run.accelerator.scaler
-    state.step = done
-    state.tensors = {"model": training.distiller.state_dict(), "best": training.best}
-    if training.ema:
-        state.tensors["ema"] = training.ema.module.state_dict()
-    state.tensors = {name: group for name, group in state.tensors.items() if group}
-    state.optimizer = {"optimizer": training.optimizer.state_dict()} | (
-        {"scaler": scaler.state_dict()} if scaler else {}
-    )
-
-
-def share_buffers(training: Training) -> None:
-    """BatchNorm statistics differ between processes; those of the first count, for scoring and saving alike."""
-    for buffer in training.distiller.buffers():
-        broadcast(buffer)
-
-
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of dropout and the like in a step of a process."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def facts(accelerator: Accelerator) -> dict[str, Any]:
-    """What the last bits of a result depend on besides the settings."""
-    return {
-        "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
-        "device": accelerator.device.type,
-        "mixed_precision": accelerator.mixed_precision,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "accelerate": accelerate.__version__,
-    }
 
 
 class Clock:

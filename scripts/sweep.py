@@ -10,7 +10,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from distill.sweep import command_line, sweep
 
-    config, trials, settings = command_line(sys.argv[1:])
+    config, trials, configs = command_line(sys.argv[1:])
     from distill.pipeline import main  # only now: it imports torch
 
-    sys.exit(main(config, lambda config: sweep(config, trials, settings)))
+    sys.exit(main(config, lambda config: sweep(config, trials, configs)))

@@ -53,6 +53,17 @@ def test_the_text_says_how_it_was_made(student):
         assert fact in text, fact
 
 
+def test_a_file_for_one_size_says_so(student, tmp_path):
+    shutil.copytree(student[0].parent, tmp_path / "run")
+    results = student[1] | {"onnx": student[1]["onnx"] | {"fixed_size": [360, 480]}}
+    config = tiny_config(tmp_path / "run", data__format="folders", data__root=tmp_path / "roads")
+    card.write_card(tmp_path / "run" / "student", config, results)
+    text = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "images have to be 480 wide and 360 high" in text
+    assert "any size" not in text
+    assert ModelCard.load(tmp_path / "run" / "student" / "README.md").data.datasets == ["roads"]
+
+
 def test_a_folder_is_uploaded_without_what_is_private(student, monkeypatch):
     calls = {}
 

@@ -1,5 +1,4 @@
 import json
-import os
 
 import numpy as np
 import onnx
@@ -181,7 +180,7 @@ def test_other_architectures(scenes, tmp_path, arch):
     assert proof["shapes"] == [[count, *size] for size in ([64, 96], *map(list, SMALL)) for count in (1, 3)]
 
 
-@pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="a quarter of an hour; LONG_TESTS=1 runs them")
+@pytest.mark.long
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-mobilenetv3_small_050"])
 @pytest.mark.parametrize("arch", ["unet", "fpn", "deeplabv3plus", "segformer", "linknet", "pan", *models.FIXED_SIZE])
 def test_architectures_sizes_and_batches(scenes, tmp_path, arch, encoder):

@@ -8,15 +8,16 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
     {"config", "config_terms", "config_parse", "batch", "pictures"},
     {"models", "losses", "metrics", "data", "media", "scoring"},
-    {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report"},
-    {"launch", "train", "smp_folder", "deployed", "predict", "quantize", "half", "inference", "assess"},
-    {"card"},
+    {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report", "eight_bits"},
+    {"run", "launch", "smp_folder", "deployed", "predict", "quantize", "half", "inference", "assess"},
+    {"state", "card"},
+    {"train"},
     {"results"},
     {"pipeline"},
     {"sweep"},
 ]
 HOMES = {"segmentation_models_pytorch": {"models"}, "albumentations": {"data"}, "jsonargparse": {"config_parse"}}
-ACCELERATE = {"launch", "tracking", "train", "pipeline"}
+ACCELERATE = {"run", "launch", "state", "tracking", "train", "pipeline"}
 
 
 def imports(path: Path) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -306,3 +308,26 @@ def test_bad_settings_are_refused(settings_):
         KD(**settings_)
     with pytest.raises(ValueError, match="temperature=-1"):
         DKD(temperature=-1)
+
+
+@pytest.mark.parametrize(("kind", "centre", "width"), [("forward_kl", 10.0, 7.1), ("reverse_kl", 5.0, 1.5)])
+def test_forward_kl_covers_both_modes_and_reverse_kl_picks_one(kind, centre, width):
+    places = torch.arange(21, dtype=torch.float64)
+
+    def bump(at, wide):
+        return -0.5 * ((places - at) / wide) ** 2
+
+    teacher = torch.logsumexp(torch.stack([bump(5, 1.5), bump(15, 1.5)]), 0).log_softmax(0)[None]
+    fits = []
+    for start in (6.0, 10.0):  # the better of two minima
+        x = torch.tensor([start, math.log(2)], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([x], 0.05)
+        for _ in range(600):
+            value = divergence(bump(x[0], x[1].exp()).log_softmax(0)[None], teacher, kind).sum()
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        fits.append((value.item(), x[0].item(), x[1].exp().item()))
+    _, at, wide = min(fits)
+    assert at == pytest.approx(centre, abs=0.05)
+    assert wide == pytest.approx(width, abs=0.05)

@@ -44,6 +44,15 @@ random: {samples: 5, settings: {kd.weight: {min: 0.1, max: 10, log: true}, kd.di
     assert [(s.seed, s.kd.weight) for s in settings] == [(7, 2)]
 
 
+def test_flags_win_over_what_all_trials_share_and_that_over_the_settings_file(tmp_path):
+    file = write(
+        tmp_path / "s.yaml", "settings: {eval_steps: 7, kd.temperature: 3}\ntrials: {a: {}, b: {kd.weight: 9}}"
+    )
+    base = write(tmp_path / "c.yaml", "eval_steps: 5\nlogging_steps: 4\nkd: {weight: 1, temperature: 2}")
+    config, _, (a, b) = command_line([str(file), "--config", str(base), "--eval_steps=8", "--kd.weight=6"])
+    assert (config.eval_steps, a.logging_steps, a.kd.temperature, a.kd.weight, b.kd.weight) == (8, 4, 3, 6, 9)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -16,9 +16,10 @@ from distill.data import open_splits
 from distill.launch import start
 from distill.optim import schedule
 from distill.pipeline import stage, stage_settings
+from distill.run import Run, Stopped
 from distill.teacher import Teacher
 from distill.tracking import Tracker
-from distill.train import Run, Stopped, step_seed, train
+from distill.train import step_seed, train
 
 
 def run_of(config: Config, stop=lambda: False) -> Run:

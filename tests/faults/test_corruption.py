@@ -9,7 +9,8 @@ from test_checkpoint import damage
 from test_train import run_of, tiny_config
 
 from distill.checkpoint import Checkpoints
-from distill.train import facts, train
+from distill.state import facts
+from distill.train import train
 
 KINDS = ("flip", "truncate", "zeros", "delete")
 

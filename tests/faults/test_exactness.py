@@ -16,6 +16,8 @@ from test_metrics import Brightness, made_up
 from test_train import run_of
 from torch import nn
 
+import distill.run
+import distill.state
 import distill.train
 from distill import models
 from distill.batch import VOID
@@ -95,13 +97,13 @@ def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optim
         keep="last",
     )
     build = models.build
-    distill.train.build = lambda network, classes: _in_double(build(network, classes))  # type: ignore[assignment]
+    distill.state.build = lambda network, classes: _in_double(build(network, classes))  # type: ignore[assignment]
     accelerator = start(config)
     data = Dataset([str(i) for i in range(12)], _uneven, [()] * 12, lambda _: None)
     splits = Splits(data, data, [str(i) for i in range(CLASSES)], [(0, 0, 0)] * CLASSES)
     torch.manual_seed(7)
     teacher = Teacher(_in_double(build(config.teacher, splits.classes)))
-    network, _ = distill.train.train(distill.train.Run(config, accelerator, splits), "student", {}, teacher)
+    network, _ = distill.train.train(distill.run.Run(config, accelerator, splits), "student", {}, teacher)
     if accelerator.is_main_process:
         weights = torch.cat([value.flatten() for value in network.state_dict().values()])
         assert weights.dtype == torch.float64

@@ -50,10 +50,10 @@ GUARDS = [
     Guard("all bad is an error", "checkpoint.py", "if refused:", "if False:", CHECKPOINT),
     Guard("other settings are refused", "checkpoint.py", "if changed:", "if False:", CHECKPOINT),
     Guard("space is asked for", "checkpoint.py", "if free < needed_bytes:", "if False:", f"{CHECKPOINT} -k space"),
-    Guard("an allowed change counts", "train.py", "group.update(settings)", "pass", f"{TRAIN} -k reaches"),
+    Guard("an allowed change counts", "state.py", "group.update(settings)", "pass", f"{TRAIN} -k reaches"),
     Guard(
         "no change without steps left",
-        "train.py",
+        "state.py",
         'state.changes[-1]["step"] == state.step >= wanted.max_train_steps',
         "False",
         f"{TRAIN} -k cannot_change",
@@ -76,16 +76,16 @@ GUARDS = [
         f"{FAULTS}test_hostile.py -k refused_state",
     ),
     Guard(
-        "optimizer goes on", "train.py", 'optimizer.load_state_dict(state.optimizer["optimizer"])', "pass", SAME_BITS
+        "optimizer goes on", "state.py", 'optimizer.load_state_dict(state.optimizer["optimizer"])', "pass", SAME_BITS
     ),
     Guard(
         "moving average goes on",
-        "train.py",
+        "state.py",
         'ema.module.load_state_dict(state.tensors["ema"])',
         "pass",
         f"{FAULTS}test_kills.py -k last_weights",
     ),
-    Guard("best weights go on", "train.py", 'state.tensors.get("best", {})', "{}", SAME_BITS),
+    Guard("best weights go on", "state.py", 'state.tensors.get("best", {})', "{}", SAME_BITS),
     Guard("data goes on at its step", "train.py", "        start_step,\n", "        0,\n", SAME_BITS),
     Guard("dropout from the step", "train.py", "torch.manual_seed(step_seed(", "(step_seed(", SAME_BITS),
     Guard(
