@@ -27,6 +27,7 @@ from distill.config import Config, ConfigError
 
 T = TypeVar("T")
 ANSWER_SECONDS = 3
+CLOSED_AFTER_TIMEOUT = "Application timeout caused pair closure"  # gloo, of what comes after an exchange that timed out
 TWO_ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} scripts/distill.py"
 
 
@@ -100,9 +101,9 @@ def lost_are_named(timeout_seconds: int) -> Iterator[None]:
         text = " ".join(str(error).split())
         if text.startswith("DataLoader worker"):  # raised wherever the main thread just is
             raise ChildProcessError(f"{text} See data.num_workers; the same command goes on") from error
-        if not isinstance(error, DistError) and "/gloo/" not in text:
+        if not isinstance(error, DistError) and "/gloo/" not in text and CLOSED_AFTER_TIMEOUT not in text:
             raise
-        lost, waited = lost_processes("timed out" in text.lower())
+        lost, waited = lost_processes("timed out" in text.lower() or CLOSED_AFTER_TIMEOUT in text)
         many = len(lost) > 1
         names = f"process{'es' * many} {', '.join(map(str, lost))}"
         if not lost:

@@ -205,3 +205,16 @@ def test_an_error_of_its_own_is_not_taken_for_a_lost_process():
 def test_every_wait_has_a_limit(tmp_path, name):
     figure = waits([name], tmp_path)
     assert figure.ok, figure.failures
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation",
+        "Application timeout caused pair closure",  # what the next exchange says after that
+    ],
+)
+def test_every_timeout_of_gloo_is_one(said, monkeypatch):
+    monkeypatch.setattr("distill.launch.lost_processes", lambda waited: ([1], waited))
+    with pytest.raises(ConnectionError, match=r"^process 1 does not answer .*timeout_seconds 6 s"), lost_are_named(6):
+        raise RuntimeError(said)
