@@ -173,6 +173,8 @@ class ExportConfig:
         int8: also write a file in 8 bits, chosen and admitted by its score on the validation images.
         int8_max_lost: mIoU (0 to 1) that the 8-bit file may lose.
         int8_calibration_images: training images that its ranges are taken from.
+        int8_finetune_steps: if rounding loses more than that, tune the student to it for so many steps, at a tenth of
+            its learning rate (quantisation-aware training with the teacher); 0 leaves layers in float instead.
         fp16: also write a file in half precision, for GPUs.
         benchmark: also measure how long teacher and student take for an image, on the CPU.
     """
@@ -183,6 +185,7 @@ class ExportConfig:
     int8: bool = False
     int8_max_lost: float = 0.005
     int8_calibration_images: int = 64
+    int8_finetune_steps: int = 0
     fp16: bool = False
     benchmark: bool = False
 

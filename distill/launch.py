@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import itertools
 import os
 import re
 import signal
@@ -27,6 +28,8 @@ from distill.config import Config, ConfigError
 
 T = TypeVar("T")
 ANSWER_SECONDS = 3
+BEAT_SECONDS = 1
+DONE = "done"
 CLOSED_AFTER_TIMEOUT = "Application timeout caused pair closure"  # gloo, of what comes after an exchange that timed out
 TWO_ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} scripts/distill.py"
 
@@ -204,18 +207,66 @@ def lock(folder: Path) -> IO[str]:
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
-    """Runs an action on the main process; what it raises is raised on all of them. Returns None elsewhere."""
+    """Runs an action on the main process; what it raises is raised on all of them. Returns None elsewhere.
+
+    It may take longer than an exchange between processes may (`timeout_seconds`), as long as the main process lives.
+
+    Raises:
+        ConnectionError: the main process does not answer.
+    """
+    if accelerator.num_processes == 1:
+        return action()
     result: T | None = None
     failure: list[Exception | None] = [None]
+    key = f"on_main/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_ACTIONS)}"
     if accelerator.is_main_process:
-        try:
-            result = action()
-        except Exception as error:  # whatever it is, the others must not wait for ever
-            if accelerator.num_processes == 1:
-                raise
-            failure = [error]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise failure[0]
+        with _beating(key):
+            try:
+                result = action()
+            except Exception as error:  # whatever it is, the others must not wait for ever
+                failure = [error]
+    else:
+        _wait_for_main(key, accelerator.init_handler.timeout.total_seconds())
+    broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
     return result
+
+
+_ACTIONS = itertools.count()  # every process counts the same ones
+
+
+@contextmanager
+def _beating(key: str) -> Iterator[None]:
+    """Shows the other processes that this one lives, and at last that it is done."""
+    store, done = _store(), threading.Event()
+
+    def beat() -> None:
+        for count in itertools.count():
+            store.set(key, str(count))
+            if done.wait(BEAT_SECONDS):
+                break
+        store.set(key, DONE)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _wait_for_main(key: str, seconds: float) -> None:
+    """Returns when the main process is done, however long that takes, unless nothing is heard of it for `seconds`."""
+    store, last, heard = _store(), b"", time.monotonic()
+    while last != DONE.encode():
+        beat = store.get(key) if store.check([key]) else b""
+        if beat != last:
+            last, heard = beat, time.monotonic()
+        elif time.monotonic() - heard > seconds:
+            raise ConnectionError(
+                f"process 0 does not answer (waited timeout_seconds {seconds:.0f} s); the same command goes on from "
+                f"the last checkpoint"
+            )
+        time.sleep(BEAT_SECONDS / 10)

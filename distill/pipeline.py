@@ -18,12 +18,14 @@ from typing import IO, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from distill import models
 from distill.checkpoint import publish, refuse_other_settings, sha256, size_of, write_json
 from distill.config import HARMLESS, Config, ConfigError, dump, flatten
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.export import ExportError
+from distill.files import exported, loses_too_much
 from distill.launch import lock, lost_are_named, on_main, start, stop_on_signal
 from distill.losses import TERMS
 from distill.losses.supervised import class_weights
@@ -77,8 +79,31 @@ def distil(config: Config) -> dict[str, Any]:
             raise Stopped("stopped before the report; the same command goes on from there")
         evaluation = run.evaluate(networks, "final scores")
         results = collect(run, networks, evaluation)
+        on_main(accelerator, lambda: write_json(config.folder / "results.json", results))
+        if config.export.enabled:
+            results |= export(run, networks, results)
         on_main(accelerator, lambda: finish(run, networks, evaluation, results))
         return results
+
+
+def export(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> dict[str, Any]:
+    """The student's files; if 8 bits lose too much, it is tuned for them first, where the settings allow that."""
+    teacher = Teacher(networks["teacher"], dtype=precision(run.accelerator))
+
+    def tuned() -> dict[str, Network]:
+        return networks | {"int8": stage(run, "int8", teacher, networks["student"])}
+
+    def written(these: dict[str, Network]) -> dict[str, Any]:
+        found = [on_main(run.accelerator, lambda: exported(run, these, results))]
+        if run.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        return found[0] or {}
+
+    tuning = run.config.export.int8 and run.config.export.int8_finetune_steps
+    if tuning and (run.config.folder / "int8" / RECORD).is_file():
+        return written(tuned())
+    found = written(networks)
+    return written(tuned()) if tuning and loses_too_much(found) else found
 
 
 @contextmanager
@@ -193,10 +218,19 @@ def load_teacher(run: Run) -> Network:
     return network
 
 
-def stage(run: Run, name: str, teacher: Teacher | None = None) -> Network:
-    """The network of a stage: trained if it is not there, and read from its folder in any case."""
+def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | None = None) -> Network:
+    """The network of a stage: trained if it is not there, and read from its folder in any case.
+
+    With a network to start from, this one is tuned for 8 bits.
+    """
+    if start:
+        steps, rate = run.config.export.int8_finetune_steps, run.config.student.learning_rate / 10
+        brief = replace(run.config.student, max_train_steps=steps, learning_rate=rate)
+        run = replace(run, config=replace(run.config, student=brief))
     config, folder = run.config, run.config.folder / name
     settings = stage_settings(config, name, run.accelerator.num_processes)
+    if start:
+        settings["student.sha256"] = sha256(config.folder / "student" / "model.safetensors")
     if teacher:
         settings["teacher.sha256"] = sha256(config.folder / "teacher" / "model.safetensors")
     if (folder / RECORD).is_file():
@@ -206,7 +240,7 @@ def stage(run: Run, name: str, teacher: Teacher | None = None) -> Network:
             raise ConfigError(f"{folder / 'model.safetensors'}: is not the file that was written; remove {folder}")
         run.say(f"{name:8} is there already" + (f", made before the change of {', '.join(changes)}" if changes else ""))
     else:
-        network, state = train(run, name, settings, teacher)
+        network, state = train(run, name, settings, teacher, start)
         facts = {"steps": state.step, "kept": state.best, "changes": state.changes}
         on_main(run.accelerator, lambda: write_stage(run, name, network, settings, facts))
     wanted = config.teacher if name == "teacher" else config.student

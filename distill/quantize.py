@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -30,7 +32,7 @@ from PIL import Image
 from distill.checkpoint import sha256
 from distill.data import Dataset
 from distill.deployed import OnnxModel
-from distill.eight_bits import BETWEEN, WEIGHTED, quantizable, store_in_8_bits
+from distill.eight_bits import BETWEEN, WEIGHTED, quantizable, spare_floats, store_in_8_bits
 from distill.export import ExportError
 from distill.metrics import Scores, confusion_matrix
 
@@ -52,6 +54,7 @@ def quantize_onnx(
     calibration_images: int = 64,
     max_lost: float = 0.005,
     say: Callable[[str], None] = lambda line: None,
+    reference: Path | None = None,
 ) -> dict[str, Any]:
     """Writes a file with the same inputs, outputs and metadata as the one it is made from, and proves it.
 
@@ -67,6 +70,7 @@ def quantize_onnx(
         calibration_images: how many of the training images, evenly spread.
         max_lost: mIoU (0 to 1) that may be lost.
         say: called with a line on each candidate.
+        reference: the float file that the result is compared with; `path` itself if not given.
 
     Returns:
         What was chosen and measured: `method`, `tried` (mIoU by method), `layers` (how many compute in 8 bits),
@@ -77,7 +81,8 @@ def quantize_onnx(
     Raises:
         ExportError: no choice keeps the mIoU, or the result gives values that are not finite.
     """
-    float_score = Scores(_confusion(path, val)).mean_iou
+    reference = reference or path
+    float_score = Scores(_confusion(reference, val)).mean_iou
     images = [train.read(i)[0] for i in _spread(len(train), calibration_images)]
     temporary = int8_path.with_name(f".{int8_path.name}.tmp")
     with TemporaryDirectory() as scratch:
@@ -118,7 +123,7 @@ def quantize_onnx(
         build(ranges[method], kept_float)
         _add_metadata(temporary, _metadata(path) | {"quantization": json.dumps(facts)})
     onnx.checker.check_model(str(temporary), full_check=True)
-    proof = compare_masks(path, temporary, val)
+    proof = compare_masks(reference, temporary, val)
     temporary.replace(int8_path)
     return (
         facts
@@ -130,7 +135,7 @@ def quantize_onnx(
             "calibration_images": len(images),
             "max_lost": max_lost,
             "bytes": int8_path.stat().st_size,
-            "float_bytes": path.stat().st_size,
+            "float_bytes": reference.stat().st_size,
             "sha256": sha256(int8_path),
         }
     )
@@ -178,8 +183,10 @@ def _write(model: onnx.ModelProto, path: Path, ranges: TensorsData, layers: Mapp
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
-    store_in_8_bits(quantizer.model.model, [name for name, nodes in layers.items() if not nodes])
-    onnx.save(quantizer.model.model, str(path))
+    made = quantizer.model.model
+    store_in_8_bits(made, [name for name, nodes in layers.items() if not nodes])
+    spare_floats(made.graph)
+    onnx_ir.save(RemoveUnusedNodesPass()(onnx_ir.from_proto(made)).model, str(path))
 
 
 def _add_metadata(path: Path, entries: dict[str, str]) -> None:

@@ -130,6 +130,7 @@ def files(results: Mapping[str, Any]) -> list[str]:
     if "int8" in results:
         int8 = results["int8"]
         left = ", ".join(f"`{name}`" for name in int8["float_layers"])
+        tuned = " Its weights were tuned to be rounded, with the teacher's help." if int8.get("finetuned") else ""
         lines += [
             "",
             f"`model.int8.onnx`, {int8['bytes'] / 1e6:.2f} MB ({int8['bytes'] / int8['float_bytes']:.2f} of it): "
@@ -137,7 +138,7 @@ def files(results: Mapping[str, Any]) -> list[str]:
             f"{f'; left in float: {left}' if left else ''}. mIoU {100 * int8['mean_iou']:.2f}, "
             f"{100 * int8['mean_iou_lost']:+.2f} points lost (allowed: {100 * int8['max_lost']:.2f}); same class on "
             f"{100 * int8['argmax_agreement']:.2f} % of the pixels. Ranges from {int8['calibration_images']} training "
-            f"images by {int8['method']}, which was chosen on these same validation images.",
+            f"images by {int8['method']}, which was chosen on these same validation images.{tuned}",
         ]
     if "error" in results.get("fp16", {}):
         lines += ["", f"No file in half precision: {results['fp16']['error']}"]

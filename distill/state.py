@@ -19,6 +19,7 @@ from distill.config import ConfigError, NetworkConfig
 from distill.models import Network, build, freeze_unused
 from distill.objective import Distiller, build_objective
 from distill.optim import build_optimizer
+from distill.rounding import simulate
 from distill.run import Run
 
 
@@ -50,8 +51,12 @@ class Training:
         return self.ema.module if self.ema else self.student
 
 
-def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, teacher: Network | None) -> Training:
+def begin(
+    run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, teacher: Network | None, start: Network | None = None
+) -> Training:
     """Builds everything from the seed, then puts the last saved state into it.
+
+    With a network to `start` from, its weights are learnt on, while they are rounded as 8 bits round them.
 
     Raises:
         ConfigError: the state does not fit, or has no steps left, once settings were allowed to change.
@@ -61,6 +66,9 @@ def begin(run: Run, wanted: NetworkConfig, checkpoints: Checkpoints, teacher: Ne
     student = build(wanted, run.splits.classes)
     distiller = Distiller(student, build_objective(config, student, teacher))
     freeze_unused(student, config.data.crop_size, distiller.objective.features)
+    if start:
+        student.load_state_dict(start.state_dict())
+        simulate(student)
     if config.sync_batchnorm:
         convert_sync_batchnorm(distiller)  # timm's: torch's own would drop the activations that timm puts into norms
     model, optimizer = accelerator.prepare(distiller, build_optimizer(distiller, config.optimizer))

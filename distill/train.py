@@ -23,6 +23,7 @@ from distill.data import build_transform, train_batches
 from distill.data.loading import StepSampler
 from distill.models import Network
 from distill.optim import schedule
+from distill.rounding import settle
 from distill.run import Run, Stopped
 from distill.state import Training, begin, facts, share_buffers, snapshot
 from distill.teacher import Teacher
@@ -31,14 +32,17 @@ from distill.tracking import Tracker
 PRECISE = {"mps": torch.float32}  # devices without float64
 
 
-def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | None = None) -> tuple[Network, State]:
+def train(
+    run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | None = None, start: Network | None = None
+) -> tuple[Network, State]:
     """Trains the network of a stage, or goes on with it.
 
     Args:
         run: what the stages share.
-        stage: `teacher`, `baseline` or `student`.
+        stage: `teacher`, `baseline`, `student` or `int8`.
         settings: the settings that alter the result, to refuse a state made with others.
         teacher: what the student learns from; None trains on labels alone.
+        start: the network to be tuned for 8 bits; None starts from new weights.
 
     Returns:
         The network with the weights to keep, in eval mode, and the last state.
@@ -58,7 +62,7 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
         lambda line: run.say(f"{stage}: {line}"),
         config.allow_change,
     )
-    training = begin(run, wanted, checkpoints, teacher.network if teacher else None)
+    training = begin(run, wanted, checkpoints, teacher.network if teacher else None, start)
     if teacher:
         teacher.features = training.distiller.objective.features
     state, optimizer = training.state, training.optimizer
@@ -102,6 +106,7 @@ def train(run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | Non
     tracker.close()
     accelerator.free_memory()
     training.student.load_state_dict(training.best)
+    settle(training.student)
     return training.student.eval(), state
 
 

@@ -3,10 +3,13 @@ import json
 import numpy as np
 import onnx
 import onnx_files
+import onnxruntime as ort
 import pytest
+from onnxruntime.quantization import CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorsData
 from PIL import Image
 
-from distill import quantize
+from distill import eight_bits, quantize
 from distill.data import Dataset
 from distill.deployed import OnnxModel
 from distill.export import ExportError
@@ -181,3 +184,54 @@ def test_outputs_that_are_not_finite_are_not_published(student, monkeypatch):
 def test_calibration_images_are_spread_over_the_set():
     assert quantize._spread(10, 4) == [0, 2, 5, 7]
     assert quantize._spread(3, 64) == [0, 1, 2]
+
+
+NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
+
+def test_nearest_upsampling_copies_pixels_in_8_bits(tmp_path):
+    wide = np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Resize", ["a", "", "scales"], ["b"], "near", **NEAREST),
+        onnx.helper.make_node("Shape", ["b"], ["shape"], "shape"),
+        onnx.helper.make_node("Conv", ["b", "w2"], ["c"], "second", pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Expand", ["c", "shape"], ["y"], "whole"),
+    ]
+    constants = {"w1": wide, "w2": wide, "scales": np.array([1, 1, 2, 3], np.float32)}
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "graph",
+        [value("x", 1, ["N", 16, "H", "W"])],
+        [value("y", 1, None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    x = np.random.default_rng(1).normal(size=(2, 16, 5, 7)).astype(np.float32)
+    ranges = TensorsData(
+        CalibrationMethod.MinMax, {name: (np.float32(-100), np.float32(100)) for name in ("x", "a", "b", "c")}
+    )
+    results = {}
+    for name in ("resized", "copied"):
+        path = tmp_path / f"{name}.onnx"
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "resized":
+                patch.setattr(quantize, "spare_floats", lambda graph: None)
+            quantize._write(model, path, ranges, quantize.quantizable(model.graph))
+        onnx.checker.check_model(str(path), full_check=True)
+        results[name] = ort.InferenceSession(str(path)).run(None, {"x": x})[0]
+        operators = [node.op_type for node in onnx.load(path).graph.node]
+        assert ("Resize" in operators, "Expand" in operators[:-1]) == (name == "resized", name == "copied")
+    assert results["copied"].shape == (2, 16, 10, 21)
+    np.testing.assert_array_equal(results["copied"], results["resized"])
+    shape = next(node for node in onnx.load(tmp_path / "copied.onnx").graph.node if node.name == "shape")
+    assert not shape.input[0].endswith("DequantizeLinear_Output")
+
+
+@pytest.mark.parametrize(
+    ("scales", "changed"), [([1, 1, 1.5, 2], {}), ([1, 2, 2, 2], {}), ([1, 1, 2, 2], {"nearest_mode": "ceil"})]
+)
+def test_other_upsampling_is_no_copy(scales, changed):
+    node = onnx.helper.make_node("Resize", ["a", "", "scales"], ["b"], "near", **(NEAREST | changed))
+    assert eight_bits._factors(node, {"scales": np.array(scales, np.float32)}) is None

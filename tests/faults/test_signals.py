@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, flags
+from conftest import ROOT, TINY, flags, tiny_config
 from harness import Figure, Launch, digests, distil, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_kills import SETTINGS
 
-from distill.launch import lost_are_named
+from distill.launch import lost_are_named, on_main, start
 
 STEPS = 120
 LONG = SETTINGS | {"teacher__max_train_steps": STEPS, "checkpointing_steps": 1000, "eval_steps": 40}
@@ -193,6 +193,30 @@ def test_waiting_has_a_limit(tmp_path, name):
 def test_every_signal(tmp_path, name):
     figure = signals([name], tmp_path)
     assert figure.ok, figure.failures
+
+
+def long_action(folder: Path, seconds: float) -> None:
+    """What each process runs: a long action on the main process."""
+    accelerator = start(tiny_config(folder, timeout_seconds=3))
+    try:
+        on_main(accelerator, lambda: (folder / "begun").touch() or time.sleep(seconds))
+    except ConnectionError as error:
+        sys.exit(f"error: {error}")
+
+
+def test_an_action_on_the_main_process_may_take_longer_than_an_exchange(tmp_path):
+    assert "error" not in run(long_action, (tmp_path, 8), 2, tmp_path / "log")
+
+
+def test_a_main_process_that_is_stuck_in_an_action_is_named(tmp_path):
+    launch = Launch(long_action, (tmp_path, 60), 2, tmp_path / "log")
+    _until(lambda: (tmp_path / "begun").exists(), 60)
+    os.kill(launch.ranks[0].pid, signal.SIGSTOP)
+    launch.ranks[1].join(30)
+    code, output = launch.ranks[1].exitcode, launch.output()
+    launch.kill()
+    assert code == 1
+    assert "error: process 0 does not answer (waited timeout_seconds 3 s)" in output
 
 
 def test_an_error_of_its_own_is_not_taken_for_a_lost_process():
