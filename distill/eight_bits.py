@@ -160,3 +160,20 @@ def _copies(
         node("Transpose", ["tall"], result, perm=[0, 3, 1, 2]),
     ]
     return nodes, constants
+
+
+def shorten_names(graph: onnx.GraphProto) -> None:
+    """Gives what flows between nodes, which nobody asks for by name, names that take little of a small file."""
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # what an inner graph takes from this one, it takes by name
+    kept = {value.name for value in (*graph.input, *graph.output)} | {""}
+    names: dict[str, str] = {}
+
+    def short(name: str) -> str:
+        return name if name in kept else names.setdefault(name, f"_{len(names):x}")
+
+    for tensor in graph.initializer:
+        tensor.name = short(tensor.name)
+    for node in graph.node:
+        for names_of_node in (node.input, node.output):
+            names_of_node[:] = [short(name) for name in names_of_node]

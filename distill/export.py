@@ -18,6 +18,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from onnxscript import opset18
 from PIL import Image
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 from torch.onnx.ops import symbolic
 
 from distill.batch import VOID, upsample
@@ -40,6 +41,22 @@ class ExportError(Exception):
     """The exported file does not do what the network does; says in what it differs."""
 
 
+@torch.library.custom_op("distill::pad_to_stride", mutates_args=())
+def pad_to_stride(x: Tensor, stride: int) -> Tensor:
+    """`Network.pad`, of which the exporter only learns that sizes become multiples of the stride.
+
+    Sizes rounded up and halved again and again are more than it can simplify: it takes minutes, or never ends.
+    """
+    return Network.pad(x, stride).clone()
+
+
+@pad_to_stride.register_fake
+def _some_multiple(x: Tensor, stride: int) -> Tensor:
+    # At least 2, since networks may not be traced for maps of one pixel; that these work, too, is proven afterwards.
+    height, width = (stride * torch.library.get_ctx().new_dynamic_size(min=2) for _ in range(2))
+    return x.new_empty(x.shape[0], x.shape[1], height, width)
+
+
 class Deployed(nn.Module):
     """A network from raw images to class ids: what the file holds."""
 
@@ -47,6 +64,8 @@ class Deployed(nn.Module):
         """Wraps a network."""
         super().__init__()
         self.network = streamlined(network)
+        if not is_fixed(network):
+            self.network.pad = pad_to_stride  # type: ignore[method-assign]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of images uint8 RGB `[N, H, W, 3]`: class ids uint8 `[N, H, W]`, logits `[N, C, H, W]`, and the confidence.
@@ -57,10 +76,13 @@ class Deployed(nn.Module):
         height, width = outputs.size
         # Classes are found in the padding too: to cut it off 8-bit ids costs nothing, off float logits a copy.
         padded = upsample(outputs.logits, outputs.padded_size, outputs.padded_size, outputs.align_corners)
-        mask = padded.argmax(1).to(torch.uint8)[:, :height, :width]
         size = symbolic("Shape", (image,), {"start": 1, "end": 3}, dtype=torch.int64, shape=(2,))
-        cut = (padded, torch.tensor([0, 0]), size, torch.tensor([2, 3]))  # at once: torch would cut and copy twice
-        logits = symbolic("Slice", cut, dtype=padded.dtype, shape=(*padded.shape[:2], height, width))
+
+        def cut(whole: Tensor) -> Tensor:  # height and width at once: torch would cut and copy twice
+            parts = (whole, torch.tensor([0, 0]), size, torch.tensor([-2, -1]))
+            return symbolic("Slice", parts, dtype=whole.dtype, shape=(*whole.shape[:-2], height, width))
+
+        mask, logits = cut(padded.argmax(1).to(torch.uint8)), cut(padded)
         confidence = 1 / (logits - logits.amax(1, keepdim=True)).exp().sum(1)
         return mask, logits, confidence
 
@@ -98,7 +120,14 @@ def group_norm(x: Any, groups: int, weight: Any, bias: Any, epsilon: float, _: b
     return op.BatchNormalization(normed, weight, bias, zeros, ones, epsilon=0.0)
 
 
+def padding(x: Any, stride: int) -> Any:
+    """ONNX operators for `pad_to_stride`."""
+    missing = op.Mod(op.Neg(op.Shape(x, start=2)), op.Constant(value_ints=[stride]))
+    return op.Pad(x, op.Concat(op.Constant(value_ints=[0] * 6), missing, axis=0))
+
+
 TRANSLATIONS: dict[Callable, Callable] = {
+    torch.ops.distill.pad_to_stride.default: padding,
     torch.ops.aten.upsample_bilinear2d.vec: bilinear,
     torch.ops.aten.group_norm.default: group_norm,
 }
@@ -201,17 +230,22 @@ def write_onnx(
     image = torch.zeros(2, *size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own future
-        program = torch.onnx.export(
-            Deployed(network),
-            (image,),
-            input_names=["image"],
-            output_names=list(OUTPUTS),
-            dynamic_shapes={"image": free},
-            opset_version=config.opset,
-            dynamo=True,
-            verbose=False,
-            custom_translation_table=TRANSLATIONS,
-        )
+        try:
+            program = torch.onnx.export(
+                Deployed(network),
+                (image,),
+                input_names=["image"],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={"image": free},
+                opset_version=config.opset,
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=TRANSLATIONS,
+            )
+        except OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+            name = getattr(network.model, "name", type(network.model).__name__)
+            raise ExportError(f"{path}: torch.onnx cannot export {name} ({reason}); take another encoder") from error
     assert program is not None
     model = ClearMetadataAndDocStringPass()(program.model).model  # where in the sources each node comes from
     for name, value in metadata.items():

@@ -19,6 +19,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,6 +67,12 @@ class Network(nn.Module):
         """What the SMP network takes: the image less its mean, in standard deviations."""
         return (image.to(self.mean.dtype) - self.mean) / self.std
 
+    @staticmethod
+    def pad(x: Tensor, stride: int) -> Tensor:
+        """Adds zeros below and on the right, up to a multiple of the stride."""
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -width % stride, 0, -height % stride))
+
     def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
         """Logits, and intermediate maps by name.
 
@@ -77,7 +84,7 @@ class Network(nn.Module):
             ConfigError: the network has no map of that name.
         """
         height, width = image.shape[-2:]
-        x = F.pad(self.normalize(image), (0, -width % self.stride, 0, -height % self.stride))
+        x = self.pad(self.normalize(image), self.stride)
         padded_size = (x.shape[-2], x.shape[-1])
         if isinstance(self.model, smp.DPT):
             if features:
@@ -121,6 +128,17 @@ class _FpnLogits(nn.Module):
         return self.head(fine) + F.interpolate(small, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
+def _with_constant_padding(same: Conv2dSame) -> nn.Sequential:
+    """TensorFlow's "same" padding for maps whose sizes are multiples of its stride: it is then the same for all."""
+    sizes = zip(same.kernel_size, same.stride, same.dilation, strict=True)
+    rows, columns = (max(dilation * (kernel - 1) + 1 - stride, 0) for kernel, stride, dilation in sizes)
+    left, top = columns // 2, rows // 2
+    shape = (same.kernel_size, same.stride, 0, same.dilation, same.groups, same.bias is not None)
+    convolution = nn.Conv2d(same.in_channels, same.out_channels, *shape).to(same.weight)  # type: ignore[arg-type]
+    convolution.load_state_dict(same.state_dict())
+    return nn.Sequential(nn.ZeroPad2d((left, columns - left, top, rows - top)), convolution)
+
+
 def _normalize_at_once(network: Network, image: Tensor) -> Tensor:
     """`Network.normalize` in one pass over the image."""
     mean, variance = network.mean.flatten(), network.std.flatten().square()
@@ -131,6 +149,9 @@ def streamlined(network: Network) -> Network:
     """A copy that gives the same logits for less work; it has no feature maps and is not to be trained."""
     twin = copy.deepcopy(network)
     twin.normalize = partial(_normalize_at_once, twin)  # type: ignore[method-assign]
+    for name, layer in list(twin.model.named_modules()):
+        if isinstance(layer, Conv2dSame):
+            twin.model.set_submodule(name, _with_constant_padding(layer))
     if isinstance(twin.model, smp.FPN) and twin.model.decoder.merge.policy == "add":
         convolution, *rest = twin.model.segmentation_head
         twin.model.decoder = _FpnLogits(twin.model.decoder, convolution)

@@ -32,7 +32,7 @@ from PIL import Image
 from distill.checkpoint import sha256
 from distill.data import Dataset
 from distill.deployed import OnnxModel
-from distill.eight_bits import BETWEEN, WEIGHTED, quantizable, spare_floats, store_in_8_bits
+from distill.eight_bits import BETWEEN, WEIGHTED, quantizable, shorten_names, spare_floats, store_in_8_bits
 from distill.export import ExportError
 from distill.metrics import Scores, confusion_matrix
 
@@ -194,6 +194,7 @@ def _add_metadata(path: Path, entries: dict[str, str]) -> None:
     model = onnx.load(path)
     del model.metadata_props[:]
     del model.graph.value_info[:]
+    shorten_names(model.graph)
     onnx.helper.set_model_props(model, entries)
     onnx.save(model, str(path))
 

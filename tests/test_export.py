@@ -105,6 +105,15 @@ def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fau
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_that_the_exporter_cannot_take_is_named(scenes, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise torch.onnx.OnnxExporterError("Failed\nin detail") from ValueError("no such size\nsource code")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    with pytest.raises(export.ExportError, match=r"cannot export fpn-tu-test_resnet \(no such size\)"):
+        export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
+
+
 @pytest.mark.parametrize("output", ["confidence", "none"])
 def test_other_outputs(scenes, tmp_path, output):
     path = tmp_path / "model.onnx"

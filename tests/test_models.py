@@ -3,6 +3,7 @@ import json
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from timm.layers import Conv2dSame
 
 from distill import models
 from distill.config import ConfigError, NetworkConfig
@@ -117,3 +118,12 @@ def test_parameters_and_flops_of_a_known_network():
     # The first convolution alone: 2 · 64 · 3 · 7² multiply-adds a pixel of the half-size map.
     assert models.count_flops(ours, (64, 64)) > 2 * 64 * 3 * 49 * 32 * 32
     assert models.count_flops(ours, (64, 128)) == 2 * models.count_flops(ours, (64, 64))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (97, 130)])
+def test_same_padding_is_constant_behind_the_stride(size):
+    ours, image = network(encoder="tu-tf_mobilenetv3_small_minimal_100"), images(*size)
+    lean = models.streamlined(ours)
+    assert [any(isinstance(m, Conv2dSame) for m in n.modules()) for n in (ours, lean)] == [True, False]
+    with torch.no_grad():
+        torch.testing.assert_close(lean(image).upsampled(), ours(image).upsampled(), rtol=1e-4, atol=1e-4)

@@ -54,6 +54,9 @@ def test_same_contract_and_a_proof_that_holds(student):
     assert 0 <= result["mean_iou_lost"] <= 0.1
     assert 0.95 < result["argmax_agreement"] <= 1
     assert result["bytes"] == after.path.stat().st_size
+    graph = onnx.load(after.path).graph
+    inner = {name for node in graph.node for name in (*node.input, *node.output)} - {"image", "mask", "logits", ""}
+    assert max(map(len, inner)) <= 4
     recorded = json.loads(after.session.get_modelmeta().custom_metadata_map["quantization"])
     assert recorded["method"] == result["method"]
     assert sorted(p.name for p in student.parent.iterdir()) == ["model.int8.onnx", "model.onnx"]
