@@ -81,15 +81,16 @@ def test_the_weights_of_a_layer_in_float_are_small_and_right(student):
     result = run(student, methods=["minmax"], max_lost=1)
     assert (result["layers"], result["stored_layers"]) == (2, 1)
     graph = onnx.load(student.with_name("model.int8.onnx")).graph
-    small, scale = (
-        onnx.numpy_helper.to_array(t) for n in ("w3_int8", "w3_scale") for t in graph.initializer if t.name == n
-    )
+    (node,) = (node for node in graph.node if node.name == "conv3")
+    scaled = next(other for other in graph.node if other.output[0] == node.input[1])
+    cast = next(other for other in graph.node if other.output[0] == scaled.input[0])
+    assert (cast.op_type, scaled.op_type) == ("Cast", "Mul")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    small, scale = constants[cast.input[0]], constants[scaled.input[1]]
     exact = next(onnx.numpy_helper.to_array(t) for t in onnx_files.build().graph.initializer if t.name == "w3")
     assert small.dtype == np.int8
     assert scale.shape == (3, 1, 1, 1)
     assert np.abs(small * scale - exact).max() <= scale.max() / 2 + 1e-6
-    (node,) = (node for node in graph.node if node.name == "conv3")
-    assert node.input[1] == "w3"
 
 
 def node(kind, inputs, output, **attributes):
