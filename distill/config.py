@@ -174,7 +174,8 @@ class ExportConfig:
         int8_max_lost: mIoU (0 to 1) that the 8-bit file may lose.
         int8_calibration_images: training images that its ranges are taken from.
         int8_finetune_steps: if rounding loses more than that, tune the student to it for so many steps, at a tenth of
-            its learning rate (quantisation-aware training with the teacher); 0 leaves layers in float instead.
+            its learning rate (quantisation-aware training with the teacher), and keep the better file; 0 only leaves
+            layers in float.
         fp16: also write a file in half precision, for GPUs.
         benchmark: also measure how long teacher and student take for an image, on the CPU.
     """
