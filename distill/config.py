@@ -158,7 +158,7 @@ class OptimizerConfig:
     weight_decay: float = 1e-2
     warmup_steps: int = 20
     power: float = 0.9
-    max_grad_norm: float = 5.0
+    max_grad_norm: float = 0.0
     ema_decay: float = 0.0
 
 

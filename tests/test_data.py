@@ -2,6 +2,7 @@ import os
 import random
 from pathlib import Path
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from distill.batch import UNLABELLED, VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import build_transform, check_splits, open_splits, save_preprocessing, train_batches, val_batches
 from distill.data.loading import StepSampler
+from distill.data.transforms import TRANSFORMS, resize_labels
 
 
 def camvid_config(root: Path, **settings) -> DataConfig:
@@ -168,6 +170,80 @@ def test_what_a_transform_moves_in_is_void():
     assert mask.shape == (64, 64)
     assert set(np.unique(mask)) == {1, VOID}
     assert (mask[image.max(2) == 0] == VOID).all()
+
+
+NEEDED = {
+    **dict.fromkeys(("CenterCrop", "RandomCrop", "CropNonEmptyMaskIfExists"), {"height": 60, "width": 70}),
+    **dict.fromkeys(("LongestMaxSize", "SmallestMaxSize"), {"max_size": [70, 100]}),
+    "Crop": {"x_min": 5, "y_min": 7, "x_max": 100, "y_max": 90},
+    "RandomResizedCrop": {"size": [64, 72]},
+    "RandomSizedCrop": {"min_max_height": [50, 110], "size": [64, 72]},
+    "Resize": {"height": 64, "width": 133},  # exactly half: every label is as near as its neighbor
+    "RandomScale": {"scale_limit": [-0.5, 0.5]},
+    "PadIfNeeded": {"min_height": 140, "min_width": 180},
+    "CropAndPad": {"percent": [-0.2, 0.2]},
+    "GridElasticDeform": {"num_grid_xy": [4, 4], "magnitude": 5},
+}
+GEOMETRIC = sorted(n for n, cls in TRANSFORMS.items() if issubclass(cls, A.DualTransform) and cls is not A.DualTransform)
+NOT_GEOMETRIC = {"PixelDropout", "MaskDropout"}  # blot pixels out of the image alone, or objects out of the mask
+
+
+def offset(name: str, draws: int = 12) -> float:
+    """How far masks lie beside their images in pixels, on average over draws; the larger of x and y."""
+    transform = build_transform(
+        DataConfig(crop_size=[128, 160], augmentations=[{name: {**NEEDED.get(name, {}), "p": 1.0}}])
+    )
+    y, x = np.mgrid[:128, :160].astype(np.float32)
+    means = []
+    for axis, position in enumerate((y, x)):
+        image = np.dstack([position, np.ones_like(x), np.ones_like(x)])
+        for key in range(draws):
+            moved, mask = transform(image, position.astype(np.uint8), (axis, key))
+            seen = (mask != VOID) & (moved[..., 1] > 0.9999)  # all of it from within the image
+            means.append((axis, (mask[seen] - moved[..., 0][seen]).mean()))
+    return max(abs(np.mean([mean for axis, mean in means if axis == which])) for which in (0, 1))
+
+
+@pytest.mark.parametrize("name", [name for name in GEOMETRIC if name not in NOT_GEOMETRIC])
+def test_masks_lie_on_their_images_under_every_geometric_transform(name):
+    try:
+        assert offset(name) < 0.1
+    except ConfigError as error:
+        assert name in str(error)
+        assert any(word in str(error) for word in ("take another transform", "3D", "size"))
+
+
+def test_most_geometric_transforms_are_allowed():
+    refused = []
+    for name in GEOMETRIC:
+        try:
+            build_transform(DataConfig(augmentations=[{name: NEEDED.get(name, {})}]))
+        except ConfigError:
+            refused.append(name)
+    assert sorted(n for n in refused if "3D" not in n and "BBox" not in n) == [
+        "CubicSymmetry",
+        "Morphological",
+        "Mosaic",
+        "OverlayElements",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"mask_interpolation": 1}, {"area_for_downscale": "image_mask"}, {"interpolation": 0}]
+)
+def test_what_would_move_masks_or_mix_classes_is_refused(arguments):
+    with pytest.raises(ConfigError, match=r"data\.augmentations: RandomScale: .*(leave it out|use 1)"):
+        build_transform(DataConfig(augmentations=[{"RandomScale": arguments}]))
+
+
+@pytest.mark.parametrize("size", [(20, 28), (13, 56), (40, 56), (80, 112), (97, 31)])
+def test_labels_are_resized_without_a_shift(size):
+    y, x = np.mgrid[:40, :56]
+    for position, old, new, axis in ((y, 40, size[0], 0), (x, 56, size[1], 1)):
+        centers = (np.arange(new) + 0.5) * old / new - 0.5
+        found = resize_labels(position.astype(np.uint8), size).astype(float).mean(1 - axis)
+        assert np.abs(found - centers).max() <= 0.5
+        assert abs((found - centers).mean()) < 0.02
 
 
 def test_augmentation_is_a_function_of_its_key_and_its_parts_are_independent():

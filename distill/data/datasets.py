@@ -16,6 +16,7 @@ from PIL import Image
 from distill.batch import MAX_CLASSES, UNLABELLED, VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import synthetic, things
+from distill.data.transforms import resize_labels
 from distill.pictures import made_up_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -158,8 +159,7 @@ def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: in
         image = _decode(image_path, config.max_pixels).convert("RGB")
         mask = _decode(mask_path, config.max_pixels, MASK_FORMATS)
         if config.image_size:
-            size = (config.image_size[1], config.image_size[0])
-            image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
+            image = image.resize((config.image_size[1], config.image_size[0]), Image.Resampling.BILINEAR)
         raw = np.asarray(mask).astype(np.int64)
         ids = lut[raw.clip(-1, LABELS)]
         if (ids < 0).any():
@@ -169,7 +169,8 @@ def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: in
                 f"{mask_path}: label {value} ({count} pixels) is outside the class list 0 to {classes - 1} "
                 f"and is not the void label {void}; set data.ignore_index or remove it"
             )
-        return np.asarray(image), ids.astype(np.uint8)
+        labels = ids.astype(np.uint8)
+        return np.asarray(image), resize_labels(labels, config.image_size) if config.image_size else labels
 
     names = [image.stem for image, _ in pairs]
     return Dataset(names, _cached(read) if config.cache else read, list(pairs), inspect)

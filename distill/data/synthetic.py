@@ -280,6 +280,16 @@ def _outlines(label: Array, width: int) -> Array:
     return (low != high) & (high >= GROUND) & (high < POLE)
 
 
+def _majority(label: Array, height: int, width: int) -> Array:
+    """The label that covers most of each pixel, uint8 `[height, width]`; of two that cover the same, the thing in front.
+
+    A single sub-pixel's label would lie beside the pixel's center, and with it the whole mask beside the picture.
+    """
+    labels = [VOID, *range(len(CLASSES))][::-1]  # argmax takes the first of equals
+    shares = [cv2.resize((label == i).view(np.uint8) * 255, (width, height), None, 0, 0, cv2.INTER_AREA) for i in labels]
+    return np.asarray(labels, np.uint8)[np.argmax(shares, 0)]
+
+
 def render(seed: int, index: int, height: int, width: int) -> tuple[Array, Array]:
     """A scene and its labels.
 
@@ -316,5 +326,5 @@ def render(seed: int, index: int, height: int, width: int) -> tuple[Array, Array
     image = cv2.resize(_develop(canvas, rng), (width, height), interpolation=cv2.INTER_AREA)
     image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1, 4))
     label = canvas.pixels[..., 3]
-    mask = np.where(_outlines(label, times), np.uint8(VOID), label)[times // 2 :: times, times // 2 :: times]
-    return image.clip(0, 255).astype(np.uint8), np.ascontiguousarray(mask)
+    mask = _majority(np.where(_outlines(label, times), np.uint8(VOID), label), height, width)
+    return image.clip(0, 255).astype(np.uint8), mask

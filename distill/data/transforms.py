@@ -30,6 +30,10 @@ TRANSFORMS: dict[str, Any] = {
     for name, cls in vars(A).items()
     if isinstance(cls, type) and issubclass(cls, (A.ImageOnlyTransform, A.DualTransform)) and cls is not A.Lambda
 }
+# cv2.INTER_NEAREST, which albumentations resizes masks with, rounds down and knows no pixel centers: masks would lie up
+# to half a pixel beside their images. These are resized by `resize_labels` instead; warps are centered as they are.
+RESIZING = ("RandomScale", "Resize", "LongestMaxSize", "SmallestMaxSize", "RandomResizedCrop", "RandomSizedCrop")
+REFUSED = {"Morphological": "grows one class into another by the order of their ids"}
 
 Transform = Callable[[np.ndarray, np.ndarray, Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
@@ -67,14 +71,72 @@ def _named(item: dict[str, dict[str, Any]]) -> A.BasicTransform:
     if cls is None:
         raise ConfigError(f"data.augmentations: {name!r} is not an albumentations transform of images and masks")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    _check_alignment(name, arguments)
     if "fill_mask" in cls.InitSchema.model_fields:
         arguments = {"fill_mask": VOID} | arguments
+    if name == "CropAndPad":
+        arguments["mask_interpolation"] = cv2.INTER_NEAREST_EXACT
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # albumentations only warns of unknown arguments
-            return cls(**arguments)
+            transform = (_with_aligned_masks(cls) if name in RESIZING else cls)(**arguments)
     except Exception as error:  # pydantic's and its own
         raise ConfigError(f"data.augmentations: {name}: {' '.join(str(error).split())[:200]}") from error
+    needed = set(transform.targets_as_params) - {"image", "mask"}
+    if needed or "BBox" in name or A.core.type_definitions.Targets.IMAGE not in transform._targets:
+        needs = ", ".join(sorted(needed)) or ("boxes" if "BBox" in name else "volumes")
+        raise ConfigError(f"data.augmentations: {name} needs {needs} beside image and mask; take another transform")
+    return transform
+
+
+def _check_alignment(name: str, arguments: dict[str, Any]) -> None:
+    """Raises ConfigError for what would move a mask against its image, or mix class ids."""
+    if name in REFUSED:
+        raise ConfigError(f"data.augmentations: {name} {REFUSED[name]}; take another transform")
+    if "mask_interpolation" in arguments or arguments.get("area_for_downscale") == "image_mask":
+        wrong = "mask_interpolation" if "mask_interpolation" in arguments else "area_for_downscale: image_mask"
+        raise ConfigError(f"data.augmentations: {name}: {wrong} would mix class ids or move masks; leave it out")
+    if name in (*RESIZING, "CropAndPad") and arguments.get("interpolation") == cv2.INTER_NEAREST:
+        raise ConfigError(
+            f"data.augmentations: {name}: interpolation 0 (nearest) moves images by half a pixel; use 1 (linear)"
+        )
+
+
+def _with_aligned_masks(cls: type[A.DualTransform]) -> type[A.DualTransform]:
+    """A transform that crops (or not) and resizes, with masks that stay at the pixel centers of the images."""
+
+    class Aligned(cls):  # type: ignore[misc, valid-type]
+        def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
+            size = super().apply_to_mask(mask, **params).shape[:2]
+            left, top, right, bottom = params.get("crop_coords", (0, 0, mask.shape[1], mask.shape[0]))
+            return resize_labels(mask[top:bottom, left:right], size)
+
+    return Aligned
+
+
+def resize_labels(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The nearest label by pixel centers, without a shift at any ratio of sizes.
+
+    Where two labels are equally near, as at every pixel of a mask of half the size, they take turns: always the same
+    one would move the whole mask by half a pixel.
+
+    Args:
+        mask: `[H, W]`.
+        size: new height and width.
+
+    Returns:
+        `[size[0], size[1]]`, of the same dtype.
+    """
+    rows, columns = (_nearest(old, new) for old, new in zip(mask.shape[:2], size, strict=True))
+    return mask[rows][:, columns]
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """The nearest of `old` pixels to the center of each of `new` pixels over the same length."""
+    # In whole numbers, so that ties are ties: the center of pixel i lies at (2 i + 1) old / (2 new) - 1/2.
+    index, remainder = np.divmod((2 * np.arange(new) + 1) * old, 2 * new)
+    tie = (remainder == 0) & (np.arange(new) % 2 == 1)
+    return np.clip(index - tie, 0, old - 1)
 
 
 def save_preprocessing(folder: Path, mean: Sequence[float], std: Sequence[float], stride: int) -> None:
