@@ -184,8 +184,9 @@ NEEDED = {
     "CropAndPad": {"percent": [-0.2, 0.2]},
     "GridElasticDeform": {"num_grid_xy": [4, 4], "magnitude": 5},
 }
-GEOMETRIC = sorted(n for n, cls in TRANSFORMS.items() if issubclass(cls, A.DualTransform) and cls is not A.DualTransform)
-NOT_GEOMETRIC = {"PixelDropout", "MaskDropout"}  # blot pixels out of the image alone, or objects out of the mask
+REFUSED = {"Morphological", "Mosaic", "OverlayElements"} | {name for name in TRANSFORMS if "BBox" in name}
+GEOMETRIC = {name for name, cls in TRANSFORMS.items() if issubclass(cls, A.DualTransform)} - REFUSED
+BLOTS = {"PixelDropout", "MaskDropout"}  # out of the image alone, or things out of both
 
 
 def offset(name: str, draws: int = 12) -> float:
@@ -204,28 +205,15 @@ def offset(name: str, draws: int = 12) -> float:
     return max(abs(np.mean([mean for axis, mean in means if axis == which])) for which in (0, 1))
 
 
-@pytest.mark.parametrize("name", [name for name in GEOMETRIC if name not in NOT_GEOMETRIC])
+@pytest.mark.parametrize("name", sorted(GEOMETRIC - BLOTS))
 def test_masks_lie_on_their_images_under_every_geometric_transform(name):
-    try:
-        assert offset(name) < 0.1
-    except ConfigError as error:
-        assert name in str(error)
-        assert any(word in str(error) for word in ("take another transform", "3D", "size"))
+    assert offset(name) < 0.1
 
 
-def test_most_geometric_transforms_are_allowed():
-    refused = []
-    for name in GEOMETRIC:
-        try:
-            build_transform(DataConfig(augmentations=[{name: NEEDED.get(name, {})}]))
-        except ConfigError:
-            refused.append(name)
-    assert sorted(n for n in refused if "3D" not in n and "BBox" not in n) == [
-        "CubicSymmetry",
-        "Morphological",
-        "Mosaic",
-        "OverlayElements",
-    ]
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_transforms_that_need_more_than_image_and_mask_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"data\.augmentations: {name} .*take another transform"):
+        build_transform(DataConfig(augmentations=[{name: NEEDED.get(name, {})}]))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +231,7 @@ def test_labels_are_resized_without_a_shift(size):
         centers = (np.arange(new) + 0.5) * old / new - 0.5
         found = resize_labels(position.astype(np.uint8), size).astype(float).mean(1 - axis)
         assert np.abs(found - centers).max() <= 0.5
-        assert abs((found - centers).mean()) < 0.02
+        assert abs((found - centers).mean()) < 0.5 / new + 1e-6  # one tie without a partner at most
 
 
 def test_augmentation_is_a_function_of_its_key_and_its_parts_are_independent():

@@ -281,13 +281,16 @@ def _outlines(label: Array, width: int) -> Array:
 
 
 def _majority(label: Array, height: int, width: int) -> Array:
-    """The label that covers most of each pixel, uint8 `[height, width]`; of two that cover the same, the thing in front.
+    """The label that covers most of each pixel: uint8 `[height, width]`.
 
-    A single sub-pixel's label would lie beside the pixel's center, and with it the whole mask beside the picture.
+    A single sub-pixel's label would lie beside the pixel's center, and with it the whole mask beside the picture. Of
+    two labels that cover the same, the higher and the lower one take turns: ground lies below sky in both senses.
     """
-    labels = [VOID, *range(len(CLASSES))][::-1]  # argmax takes the first of equals
-    shares = [cv2.resize((label == i).view(np.uint8) * 255, (width, height), None, 0, 0, cv2.INTER_AREA) for i in labels]
-    return np.asarray(labels, np.uint8)[np.argmax(shares, 0)]
+    labels = np.array([*range(len(CLASSES)), VOID], np.uint8)
+    size = (width, height)
+    shares = np.stack([cv2.resize((label == i).view(np.uint8) * 255, size, None, 0, 0, cv2.INTER_AREA) for i in labels])
+    first, last = labels[shares.argmax(0)], labels[::-1][shares[::-1].argmax(0)]
+    return np.where(np.indices((height, width)).sum(0) % 2, first, last)
 
 
 def render(seed: int, index: int, height: int, width: int) -> tuple[Array, Array]:

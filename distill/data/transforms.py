@@ -24,16 +24,22 @@ from distill.config import ConfigError, DataConfig
 
 cv2.setNumThreads(0)  # its threads and those of torch get in each other's way
 
-# Every transform of images and masks but the one that takes code.
+# Every transform of images and masks but the one that takes code, base classes and those of volumes.
 TRANSFORMS: dict[str, Any] = {
     name: cls
     for name, cls in vars(A).items()
-    if isinstance(cls, type) and issubclass(cls, (A.ImageOnlyTransform, A.DualTransform)) and cls is not A.Lambda
+    if isinstance(cls, type)
+    and issubclass(cls, (A.ImageOnlyTransform, A.DualTransform))
+    and not issubclass(cls, A.Transform3D)
+    and cls not in (A.Lambda, A.ImageOnlyTransform, A.DualTransform)
 }
 # cv2.INTER_NEAREST, which albumentations resizes masks with, rounds down and knows no pixel centers: masks would lie up
 # to half a pixel beside their images. These are resized by `resize_labels` instead; warps are centered as they are.
 RESIZING = ("RandomScale", "Resize", "LongestMaxSize", "SmallestMaxSize", "RandomResizedCrop", "RandomSizedCrop")
-REFUSED = {"Morphological": "grows one class into another by the order of their ids"}
+REFUSED = {
+    "Morphological": "grows one class into another by the order of their ids",
+    **{name: "needs boxes beside image and mask" for name in TRANSFORMS if "BBox" in name},
+}
 
 Transform = Callable[[np.ndarray, np.ndarray, Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
@@ -78,13 +84,13 @@ def _named(item: dict[str, dict[str, Any]]) -> A.BasicTransform:
         arguments["mask_interpolation"] = cv2.INTER_NEAREST_EXACT
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # albumentations only warns of unknown arguments
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message="Argument")  # albumentations only warns of unknown arguments
             transform = (_with_aligned_masks(cls) if name in RESIZING else cls)(**arguments)
     except Exception as error:  # pydantic's and its own
         raise ConfigError(f"data.augmentations: {name}: {' '.join(str(error).split())[:200]}") from error
-    needed = set(transform.targets_as_params) - {"image", "mask"}
-    if needed or "BBox" in name or A.core.type_definitions.Targets.IMAGE not in transform._targets:
-        needs = ", ".join(sorted(needed)) or ("boxes" if "BBox" in name else "volumes")
+    if needed := set(transform.targets_as_params) - {"image", "mask"}:
+        needs = ", ".join(sorted(needed))
         raise ConfigError(f"data.augmentations: {name} needs {needs} beside image and mask; take another transform")
     return transform
 
