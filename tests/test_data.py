@@ -173,8 +173,8 @@ def test_what_a_transform_moves_in_is_void():
 
 
 NEEDED = {
-    **dict.fromkeys(("CenterCrop", "RandomCrop", "CropNonEmptyMaskIfExists"), {"height": 60, "width": 70}),
-    **dict.fromkeys(("LongestMaxSize", "SmallestMaxSize"), {"max_size": [70, 100]}),
+    **{key: {"height": 60, "width": 70} for key in ("CenterCrop", "RandomCrop", "CropNonEmptyMaskIfExists")},
+    **{key: {"max_size": [70, 100]} for key in ("LongestMaxSize", "SmallestMaxSize")},
     "Crop": {"x_min": 5, "y_min": 7, "x_max": 100, "y_max": 90},
     "RandomResizedCrop": {"size": [64, 72]},
     "RandomSizedCrop": {"min_max_height": [50, 110], "size": [64, 72]},
