@@ -24,6 +24,7 @@ from distill.config import Config, ConfigError, flatten
 from distill.config_terms import Schedule
 
 MAX_CONFIG_BYTES = 1_000_000
+LARGEST = 1e15  # float32 ends at 3e38, and a learning rate is multiplied by weight decay, a temperature by itself
 # What the names of settings end in that must be above 0, or at least 0.
 POSITIVE = (
     *("eval_steps", "checkpointing_steps", "logging_steps", "max_train_steps", "accumulation_steps"),
@@ -149,6 +150,8 @@ def check(config: Config) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key}: {value} is not finite")
         for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and abs(number) > LARGEST:
+                raise ConfigError(f"{key}: {number} is beyond what float32 computes with; at most {LARGEST:g}")
             if isinstance(number, (int, float)) and key.endswith(POSITIVE) and number <= 0:
                 raise ConfigError(f"{key}: {value} must be above 0")
             if isinstance(number, (int, float)) and key.endswith(NOT_NEGATIVE) and number < 0:
@@ -174,6 +177,8 @@ def check(config: Config) -> None:
             schedule = Schedule(**settings)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"schedules: {key}: {error}") from None
+        if schedule.end is not None and abs(schedule.end) > LARGEST:
+            raise ConfigError(f"schedules: {key}: end {schedule.end}: at most {LARGEST:g}")
         if key.endswith(".temperature") and (schedule.warmup_steps or (schedule.end is not None and schedule.end <= 0)):
             raise ConfigError(f"schedules: {key}: a temperature stays above 0; no warmup_steps, end above 0")
     if not any(flat[key] for key in flat if key.endswith(".weight")):

@@ -61,7 +61,9 @@ def evaluate(
         for name, network in networks.items():
             confidence, predictions[name] = network(batch.image).upsampled().max(1)
             if not confidence.isfinite().all():
-                raise FloatingPointError(f"the {name} gives values that are not finite on {', '.join(batch.names)}")
+                raise FloatingPointError(
+                    f"the {name} network gives values that are not finite on {', '.join(batch.names)}"
+                )
             matrices[name] += confusion_matrix(predictions[name], batch.mask, classes)
         if "teacher" in predictions:
             valid = batch.mask != VOID

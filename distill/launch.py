@@ -21,7 +21,13 @@ from typing import IO, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
 from torch.distributed import DistError, TCPStore
 
 from distill.config import Config, ConfigError
@@ -31,6 +37,7 @@ ANSWER_SECONDS = 3
 BEAT_SECONDS = 1
 DONE = "done"
 CLOSED_AFTER_TIMEOUT = "Application timeout caused pair closure"  # gloo, of what comes after an exchange that timed out
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 TWO_ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} scripts/distill.py"
 
 
@@ -38,8 +45,15 @@ def start(config: Config) -> Accelerator:
     """The Accelerator of a run, once it is sure that as many processes run as were asked for.
 
     Raises:
-        ConfigError: fewer processes than asked for, or a precision or strategy that cannot work here.
+        ConfigError: fewer processes than asked for, a precision or strategy that cannot work here, or a number of
+            micro-batches in the environment that is not that of the settings.
     """
+    wanted, steps = os.environ.get(ACCUMULATION), config.gradient_accumulation_steps
+    if wanted and wanted != str(steps):
+        raise ConfigError(
+            f"gradient_accumulation_steps: {steps}, but {ACCUMULATION} is {wanted} in the environment; "
+            f"give the same number in both, or unset {ACCUMULATION}"
+        )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     # Without a GPU, Accelerate would start every process as "the only one" unless told that CPUs are meant.
     cpu = True if launched > 1 and not torch.accelerator.is_available() else None
@@ -53,6 +67,8 @@ def start(config: Config) -> Accelerator:
                 log_with="tensorboard",
                 project_config=project,
                 kwargs_handlers=[patience],
+                # The loss of a micro-batch is its share of the step's already; Accelerate must not divide it again.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             )
     except ValueError as error:
         raise ConfigError(f"mixed_precision: {config.mixed_precision!r}: {error}") from error

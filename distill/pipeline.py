@@ -150,11 +150,20 @@ def with_class_weights(config: Config, splits: Splits) -> Config:
             )
         if section.weight and isinstance(section.class_weights, str):
             if counts is None:
-                masks = (splits.train.read(i)[1] for i in range(len(splits.train)))
-                counts = sum(torch.from_numpy(np.bincount(mask.ravel(), minlength=256)) for mask in masks)
-            weights = class_weights(torch.as_tensor(counts)[: len(splits.classes)], section.class_weights)
+                counts = count_classes(splits)
+            pixels, around = counts
+            weights = class_weights(pixels, around, section.class_weights)
             sections[name] = replace(section, class_weights=[round(w, 4) for w in weights.tolist()])
     return replace(config, **sections)
+
+
+def count_classes(splits: Splits) -> torch.Tensor:
+    """Labelled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`."""
+    counts = torch.zeros(2, len(splits.classes), dtype=torch.int64)
+    for i in range(len(splits.train)):
+        pixels = torch.from_numpy(np.bincount(splits.train.read(i)[1].ravel(), minlength=256))[: len(splits.classes)]
+        counts += torch.stack([pixels, (pixels > 0) * pixels.sum()])
+    return counts
 
 
 def try_build(config: Config, classes: list[str]) -> None:

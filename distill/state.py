@@ -115,7 +115,8 @@ def snapshot(run: Run, done: int, training: Training) -> None:
 
 def share_buffers(training: Training) -> None:
     """BatchNorm statistics differ between processes; those of the first count, for scoring and saving alike."""
-    for buffer in training.distiller.buffers():
+    average = training.ema.module.buffers() if training.ema else ()
+    for buffer in (*training.distiller.buffers(), *average):
         broadcast(buffer)
 
 

@@ -185,9 +185,8 @@ def validate(run: Run, stage: str, done: int, training: Training, teacher: Teach
     """Scores the network, beside its teacher if it has one, and remembers its weights if they are the ones to keep."""
     share_buffers(training)
     compared = {"teacher": teacher.network} if teacher and run.compare else {}
-    networks = {"student": training.scored} | compared
-    evaluation = run.evaluate(networks)
-    scores = evaluation.scores["student"]
+    evaluation = run.evaluate({stage: training.scored} | compared)
+    scores = evaluation.scores[stage]
     state = training.state
     if run.config.keep == "last" or scores.mean_iou > state.best.get("mean_iou", -1):
         state.best = {"mean_iou": scores.mean_iou, "step": done}
@@ -195,7 +194,7 @@ def validate(run: Run, stage: str, done: int, training: Training, teacher: Teach
     tracker.scores(scores, run.splits.classes, done)
     if compared:
         gap = evaluation.scores["teacher"].mean_iou - scores.mean_iou
-        tracker.scalars({"compare/gap_mIoU": gap, "compare/agreement": evaluation.agreement["student"]}, done)
+        tracker.scalars({"compare/gap_mIoU": gap, "compare/agreement": evaluation.agreement[stage]}, done)
     best = f"(best {100 * state.best['mean_iou']:.2f} at {state.best['step']})"
     run.say(f"{stage:8} step {done:5}  mIoU {100 * scores.mean_iou:5.2f} {best}")
 

@@ -128,6 +128,17 @@ def test_the_pair_by_hand_is_accurate_in_float32(seed, temperature, exponent):
         assert (ours.double() - exact).norm() <= 1e-3 * exact.norm() + 1e-6
 
 
+@pytest.mark.parametrize("kd", [KD(temperature=2.0), KD(divergence="jeffreys")])
+def test_asking_for_norms_changes_no_bit(kd):
+    x, student, teacher, mask = networks(10, dtype=torch.float32)
+    terms, weights, target = [CrossEntropy(class_weights=WEIGHTS), kd], [0.7, 3.0], Target.of(mask)
+    without, with_norms = (fused(terms, weights, student, teacher, target, norms=norms) for norms in (False, True))
+    assert torch.equal(without.total, with_norms.total)
+    assert torch.equal(torch.stack(without.values), torch.stack(with_norms.values))
+    slopes = [torch.autograd.grad(result.total, x)[0] for result in (without, with_norms)]
+    assert torch.equal(*slopes)
+
+
 def test_only_the_plain_pair_goes_by_hand():
     assert is_by_hand([CrossEntropy(class_weights=WEIGHTS), KD(temperature=3.0)])
     for other in (

@@ -46,15 +46,15 @@ def test_a_pixel_weighs_what_its_class_weighs_however_the_batch_is_mixed():
 
 
 def test_class_weights_have_mean_one_over_the_pixels():
-    pixels = torch.tensor([600, 300, 100, 0])
+    pixels, around = torch.tensor([600, 300, 100, 0]), torch.tensor([1000, 800, 200, 0])
     p = pixels[:3].double() / 1000
-    for scheme, raw in (("log", 1 / torch.log(1.02 + p)), ("median", 0.3 / p)):
-        weights = class_weights(pixels, scheme)
+    for scheme, raw in (("log", 1 / torch.log(1.02 + p)), ("median", torch.tensor([1 / 0.6, 8 / 3, 2.0]).double())):
+        weights = class_weights(pixels, around, scheme)
         assert weights[3] == 0
         assert float((weights[:3] * p).sum()) == pytest.approx(1)
         assert torch.allclose(weights[:3] / weights[0], raw / raw[0])
     with pytest.raises(ValueError, match="all 0"):
-        class_weights(torch.zeros(3))
+        class_weights(torch.zeros(3), torch.zeros(3))
 
 
 def test_focal_is_its_formula():
@@ -164,6 +164,20 @@ def test_lovasz_is_the_sum_over_level_sets():
             total += (high - low) * (1 - hit / union)
         losses.append(total)
     assert float(Lovasz()(student, None, Target.of(mask))) == pytest.approx(np.mean(losses), rel=1e-10)
+
+
+@pytest.mark.parametrize("classes, side", [(5, 512), (3, 64)])
+def test_lovasz_in_float32_is_that_in_float64(classes, side):
+    """However many pixels there are: the growth of 1 - IoU is no difference of two numbers near 1."""
+    random = torch.Generator().manual_seed(0)
+    exact = torch.randn(2, classes, side, side, generator=random, dtype=torch.float64).float().double()
+    target = Target.of(torch.randint(0, classes, (2, side, side), generator=random).byte())
+    norms = []
+    for logits in (exact, exact.float()):
+        logits.requires_grad_()
+        value = Lovasz()(Outputs(logits, (side, side), (side, side)), None, target)
+        norms.append(float(gradients_of(value, [logits]).double().norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("term", [CrossEntropy(), OHEM(), Dice(), Jaccard(), Lovasz(), Focal()])

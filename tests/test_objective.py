@@ -9,7 +9,7 @@ from distill import models
 from distill.batch import VOID, Outputs, Target
 from distill.config import ConfigError
 from distill.config_terms import Schedule
-from distill.data import open_splits
+from distill.data import Dataset, Splits, open_splits
 from distill.objective import Distiller, build_objective
 from distill.pipeline import with_class_weights
 
@@ -120,6 +120,21 @@ def test_bad_schedules_get_one_line(tmp_path, capsys, schedules, words):
     with pytest.raises(SystemExit):
         tiny_config(tmp_path, schedules=schedules)
     assert words in capsys.readouterr().err
+
+
+def test_median_frequency_is_that_of_the_images_that_show_a_class(tmp_path):
+    """A class that fills a tenth of every tenth image is as large as one that fills a tenth of all of them."""
+    masks = np.full((10, 10, 20), 2, dtype=np.uint8)
+    masks[:, 0] = 1
+    masks[0, 1] = 0
+    masks[:, 9, :4] = VOID
+    data = Dataset([str(i) for i in range(10)], lambda i: (np.zeros((10, 20, 3), np.uint8), masks[i]), [()] * 10, print)
+    splits = Splits(data, data, ["rare", "common", "rest", "absent"], [(0, 0, 0)] * 4)
+    config = tiny_config(tmp_path, focal__weight=1, focal__class_weights="median")
+    weights = with_class_weights(config, splits).focal.class_weights
+    assert weights[0] == pytest.approx(weights[1])
+    assert weights[1] / weights[2] == pytest.approx((176 - 2) / 20, rel=1e-3)
+    assert weights[3] == 0
 
 
 def test_class_weights_come_from_the_training_masks(tmp_path):

@@ -115,6 +115,25 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, settings):
         assert digest(resumed) == digest(whole), f"stopped at {stop_at}"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+        {"kd__divergence": "jeffreys", "dice__weight": 0.5, "cwd__weight": 1, "mgd__weight": 0.1, "cirkd__weight": 0.1},
+    ],
+    ids=["plain", "accumulation", "many-terms"],
+)
+def test_what_is_logged_does_not_change_what_is_learnt(tmp_path, settings):
+    settings = {"student__max_train_steps": 4} | settings
+    digests = set()
+    for logging_steps in (1, 2, 100):
+        config = tiny_config(tmp_path / str(logging_steps), logging_steps=logging_steps, **settings)
+        run = run_of(config)
+        digests.add(digest(train(run, "student", {}, teacher_of(run))[0]))
+    assert len(digests) == 1
+
+
 def test_another_seed_gives_other_weights(tmp_path):
     digests = set()
     for i, seed in enumerate((0, 0, 1)):
@@ -124,7 +143,7 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
-    run = run_of(tiny_config(tmp_path, student__learning_rate=1e30, checkpointing_steps=1))
+    run = run_of(tiny_config(tmp_path, student__learning_rate=1e15, checkpointing_steps=1))
     with pytest.raises(FloatingPointError, match=r"student: .* not finite at step 2 on scene-0-\d+, scene-0-\d+"):
         train(run, "student", {}, teacher_of(run))
     newest = sorted((tmp_path / "training" / "student").glob("checkpoint-*"))[-1]
@@ -139,6 +158,18 @@ def test_a_teacher_that_gives_nan_is_named(tmp_path):
         teacher.network.model.segmentation_head[0].bias[0] = float("nan")
     with pytest.raises(FloatingPointError, match="the teacher's logits are not finite on scene-0-"):
         train(run, "student", {}, teacher)
+
+
+def test_a_network_that_gives_nan_is_named_by_its_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill.train, "update", spoil)
+    with pytest.raises(FloatingPointError, match="the teacher network gives values that are not finite on scene-"):
+        train(run_of(tiny_config(tmp_path)), "teacher", {})
+
+
+def spoil(run, stage, step, training, *_):
+    with torch.no_grad():
+        training.student.model.segmentation_head[0].bias[0] = float("nan")
+    return {"loss": torch.zeros(())}, False
 
 
 def test_the_schedule_warms_up_and_falls_to_zero():
@@ -243,6 +274,16 @@ def test_synchronised_norms_train_and_load_into_plain_ones(tmp_path):
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(loaded(image).logits, network(image).logits)
+
+
+def test_accelerate_does_not_divide_the_loss_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ConfigError, match=r"gradient_accumulation_steps: 1, but ACCELERATE_.* is 4 in the environment"):
+        start(tiny_config(tmp_path))
+    accelerator = start(tiny_config(tmp_path, gradient_accumulation_steps=4))
+    weight = torch.ones((), requires_grad=True)
+    accelerator.backward(2 * weight)
+    assert weight.grad == 2
 
 
 def test_synchronised_norms_are_refused_on_a_cpu(tmp_path):

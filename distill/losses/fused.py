@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from distill.losses.pixel import KD
 from distill.losses.strips import by_autograd, by_hand, is_by_hand
 from distill.losses.supervised import CrossEntropy
 
-Worker = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, list[Tensor]]]
+Worker = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
 
 # Logits a strip: what a core's cache holds; on a GPU, what makes the cost of launching kernels vanish. At most one in
 # 64 of all, since a strip's working memory is some ten times its logits.
@@ -128,7 +128,8 @@ def fused(
         student: the student's outputs.
         teacher: the teacher's; needed if a term needs it.
         target: labels and counts.
-        norms: also the norm of each term's gradient; costs one backward a term.
+        norms: also the norm of each term's gradient, each from a pass of its own: what is learnt from stays the same
+            to the bit.
         compiled: let torch.compile fuse each strip's work; the first call takes a while.
         strip_logits: how many logits (rows × classes × width) are worked on at a time.
 
@@ -145,8 +146,8 @@ def fused(
     if strip_logits is None:
         strip_logits = STRIP_LOGITS_CPU if student.logits.device.type == "cpu" else STRIP_LOGITS_GPU
         strip_logits = min(strip_logits, target.mask.numel() * student.logits.shape[1] // STRIPS)
-    plan = (terms, weights, student, teacher, target, norms, compiled, strip_logits)
-    total, values, sizes = _Fused.apply(student.logits, plan)
+    plan = (terms, weights, student, teacher, target, compiled, strip_logits)
+    total, values, sizes = _Fused.apply(student.logits, plan, norms)
     return Fused(total, list(values.unbind()), list(sizes.unbind()) if norms else None)
 
 
@@ -154,21 +155,29 @@ class _Fused(torch.autograd.Function):
     """The gradient is made in the forward pass; backward scales it."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, plan: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, plan: tuple[Any, ...], norms: bool) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(logits.device.type, enabled=False), _full_precision():
-            total, values, norms, gradient = _by_strips(*plan)
-        ctx.mark_non_differentiable(values, norms)
-        ctx.gradient = gradient
-        return total, values, norms
+            total, values, ctx.gradient = _by_strips(*plan)
+            sizes = _norms(plan) if norms else torch.zeros_like(values)
+        ctx.mark_non_differentiable(values, sizes)
+        return total, values, sizes
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
         # In place, since at stride 1 the gradient is as large as the logits; so it is there once.
         if ctx.gradient is None:
             raise RuntimeError("the total of fused() can be differentiated once; compute it again")
         gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(grad_total.to(gradient.dtype)), None
+        return gradient.mul_(grad_total.to(gradient.dtype)), None, None
+
+
+def _norms(plan: tuple[Any, ...]) -> Tensor:
+    """The norm of each unweighted term's gradient `[terms]`, never compiled: a term alone is another function."""
+    terms, _, student, teacher, target, _, strip_logits = plan
+    student = replace(student, logits=at_least_float32(student.logits))  # of the size 1 / pixels: 0 in half precision
+    gradients = (_by_strips([term], [1.0], student, teacher, target, False, strip_logits)[2] for term in terms)
+    return torch.stack([gradient.norm() for gradient in gradients])
 
 
 def _by_strips(
@@ -177,61 +186,46 @@ def _by_strips(
     student: Outputs,
     teacher: Outputs | None,
     target: Target,
-    norms: bool,
     compiled: bool,
     strip_logits: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Total, values and norms `[terms]`, and the total's gradient at the student's logits, in their dtype."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Total, values `[terms]`, and the total's gradient at the student's logits, in their dtype."""
     logits = at_least_float32(student.logits[:0])
     classes, (height, width) = logits.shape[1], student.size
     shape = torch.Size((len(target.mask), classes, height, width))
     factors = torch.stack([term.scale(shape) / term.count(target).to(logits) for term in terms])
     weight = factors.new_tensor(weights)
-    work = _worker(terms, factors * weight, norms, compiled)
+    work = _worker(terms, factors * weight, compiled)
     up = Upsampling(student, logits.dtype)
     up_teacher = Upsampling(teacher, logits.dtype) if teacher else None
     rows = max(1, strip_logits // (classes * width))
 
     sums = torch.zeros_like(factors)
-    gradients = [torch.empty_like(student.logits) for _ in range(len(terms) if norms else 1)]
+    gradient = torch.empty_like(student.logits)
     for n in range(len(target.mask)):
         wide = up.widen(student.logits[n].to(logits))
         other = up_teacher.widen(teacher.logits[n].to(logits)) if teacher and up_teacher else None
-        wide_gradients = [up.begin(gradient[n]) for gradient in gradients]
+        wide_gradient = up.begin(gradient[n])
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             strip_teacher = up_teacher.strip(other, start, stop) if up_teacher and other is not None else None
-            part, slopes = work(up.strip(wide, start, stop), strip_teacher, target.mask[n, start:stop])
+            part, slope = work(up.strip(wide, start, stop), strip_teacher, target.mask[n, start:stop])
             sums += part
-            for wide_gradient, slope in zip(wide_gradients, slopes, strict=True):
-                up.add_strip(wide_gradient, slope, start, stop)
-        for gradient, wide_gradient in zip(gradients, wide_gradients, strict=True):
-            up.end(wide_gradient, gradient[n])
+            up.add_strip(wide_gradient, slope, start, stop)
+        up.end(wide_gradient, gradient[n])
 
     values = sums * factors
-    total = (values * weight).sum()
-    if not norms:
-        return total, values, torch.zeros_like(values), gradients[0]
-    sizes = torch.stack([g.norm() for g in gradients]) * factors
-    return total, values, sizes, torch.stack([g * w for g, w in zip(gradients, factors * weight, strict=True)]).sum(0)
+    return (values * weight).sum(), values, gradient
 
 
-def _worker(terms: Sequence[PixelTerm], scales: Tensor, separately: bool, compiled: bool) -> Worker:
-    """What computes a strip: from two networks' logits and a mask, the sums and the gradients."""
-    if is_by_hand(terms) and not separately:
+def _worker(terms: Sequence[PixelTerm], scales: Tensor, compiled: bool) -> Worker:
+    """What computes a strip: from two networks' logits and a mask, the sums and the gradient."""
+    if is_by_hand(terms):
         ce, kd = terms
         assert isinstance(ce, CrossEntropy) and isinstance(kd, KD)
         temperature = None if kd.temperature == 1 else scales.new_tensor(kd.temperature)
-        hand = partial(_compiled(by_hand) if compiled else by_hand, ce.class_weights, temperature, scales)
-
-        def work(student: Tensor, teacher: Tensor | None, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
-            assert teacher is not None
-            sums, gradient = hand(student, teacher, mask)
-            return sums, [gradient]
-
-        return work
-    general = _compiled(by_autograd) if compiled else by_autograd
-    return lambda student, teacher, mask: general(terms, scales, student, teacher, mask, separately)
+        return partial(_compiled(by_hand) if compiled else by_hand, ce.class_weights, temperature, scales)
+    return partial(_compiled(by_autograd) if compiled else by_autograd, terms, scales)
 
 
 @cache

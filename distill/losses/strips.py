@@ -24,9 +24,8 @@ def by_autograd(
     student: Tensor,
     teacher: Tensor | None,
     mask: Tensor,
-    separately: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Sums of the terms over a strip, and gradients.
+) -> tuple[Tensor, Tensor]:
+    """Sums of the terms over a strip, and the gradient of their scaled sum.
 
     Args:
         terms: the terms.
@@ -34,17 +33,15 @@ def by_autograd(
         student: logits `[rows, C, W]`.
         teacher: the same of the teacher.
         mask: uint8 `[rows, W]`.
-        separately: a gradient for each term (unscaled) instead of one for the scaled sum.
 
     Returns:
-        The unscaled sums `[terms]`, and the gradients at the student's logits.
+        The unscaled sums `[terms]`, and the gradient `[rows, C, W]`.
     """
     student = student.detach().requires_grad_()
     with torch.enable_grad():
         sums = torch.stack([term.total(student, teacher, mask) for term in terms])
-        parts = list(sums.unbind()) if separately else [(sums * scales).sum()]
-    gradients = [torch.autograd.grad(part, student, retain_graph=part is not parts[-1])[0] for part in parts]
-    return sums.detach(), gradients
+        (gradient,) = torch.autograd.grad((sums * scales).sum(), student)
+    return sums.detach(), gradient
 
 
 def is_by_hand(terms: Sequence[PixelTerm]) -> bool:

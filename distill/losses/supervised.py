@@ -27,17 +27,21 @@ def labels_of(mask: Tensor) -> Tensor:
     return mask.long().masked_fill(mask >= UNLABELLED, IGNORED)
 
 
-def class_weights(pixels: Tensor, scheme: str = "log") -> Tensor:
+def class_weights(pixels: Tensor, around: Tensor, scheme: str = "log") -> Tensor:
     """Class weights from how many pixels each class has in the training set.
 
-    - `median`: median frequency / frequency. Eigen and Fergus, 2015, arXiv:1411.4734.
-    - `log`: 1 / log(1.02 + frequency). Paszke et al., ENet, 2016, arXiv:1606.02147.
+    - `median`: median(f) / f_c, with f_c the pixels of class c / the labelled pixels of the images that show c: a
+      rare class is one that is small where it is, not one that is in few images. Eigen and Fergus, 2015,
+      arXiv:1411.4734.
+    - `log`: 1 / log(1.02 + f_c), with f_c the pixels of class c / all labelled pixels. Paszke et al., ENet, 2016,
+      arXiv:1606.02147.
 
     They are scaled so that the mean weight of a labelled pixel is 1: cross-entropy keeps its size, and with it the
     learning rate and the weights of the other terms keep their meaning.
 
     Args:
         pixels: labelled pixels of each class `[C]`.
+        around: labelled pixels, of any class, of the images that show each class `[C]`.
         scheme: one of the above.
 
     Returns:
@@ -54,7 +58,8 @@ def class_weights(pixels: Tensor, scheme: str = "log") -> Tensor:
     if scheme == "log":
         weights = 1 / torch.log(1.02 + frequency)
     elif scheme == "median":
-        weights = frequency[present].median() / frequency.clamp(min=1e-12)
+        shown = pixels.double() / around.clamp(min=1)
+        weights = shown[present].median() / shown.clamp(min=1e-12)
     else:
         raise ValueError(f"class weights {scheme!r}: one of median, log")
     weights = torch.where(present, weights, 0)
@@ -247,16 +252,18 @@ class Lovasz(RegionTerm):
     """Lovász-softmax: the convex continuation of 1 - IoU of each class from hard to soft predictions.
 
     With the errors |truth - probability| of a class sorted, largest first, it is their sum, each times what the
-    Jaccard loss grows when that pixel joins the wrong ones. Berman et al., The Lovász-Softmax loss, 2018,
-    arXiv:1705.08790.
+    Jaccard loss 1 - I / U grows when that pixel joins the wrong ones: 1 / U for one that is missed, and
+    I / (U (U - 1)) for one too many, which U then holds. The differences of the losses themselves would be lost in
+    float32 where there are many pixels. Berman et al., The Lovász-Softmax loss, 2018, arXiv:1705.08790.
     """
 
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """The Lovász extension of 1 - IoU: `[C]`."""
         errors, order = (truth - probabilities).abs().sort(0, descending=True)
         sorted_truth = truth.gather(0, order)
-        pixels = sorted_truth.sum(0)
-        missed, added = sorted_truth.cumsum(0), (1 - sorted_truth).cumsum(0)
-        jaccard_loss = 1 - (pixels - missed) / (pixels + added).clamp(min=1)
-        growth = torch.diff(jaccard_loss, dim=0, prepend=jaccard_loss.new_zeros(1, jaccard_loss.shape[1]))
+        missed = sorted_truth.cumsum(0, dtype=torch.int32)  # float32 counts to 16.8 million
+        wrong = torch.arange(1, len(truth) + 1, dtype=torch.int32, device=truth.device).unsqueeze(1)
+        intersection = (missed[-1:] - missed).to(errors.dtype)
+        union = (missed[-1:] + wrong - missed).to(errors.dtype)
+        growth = torch.where(sorted_truth > 0, 1 / union, intersection / union / (union - 1).clamp(min=1))
         return (errors * growth).sum(0)
