@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.config import Config, ConfigError, flatten
+from distill.optimizer_file import read_optimizer
 
 MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
 MAX_MANIFEST_BYTES = 1_000_000
@@ -151,7 +151,9 @@ class Checkpoints:
                 if _digest(folder / name) != digest:
                     raise BadCheckpoint(f"{folder / name}: differs from its manifest")
             settings, facts = manifest["settings"], manifest["facts"]
-            step, best, changes = int(manifest["step"]), manifest["best"], manifest.get("changes", [])
+            step, best, changes = manifest["step"], manifest["best"], manifest.get("changes", [])
+            if type(step) is not int or folder.name != f"checkpoint-{step:07d}":
+                raise BadCheckpoint(f"{folder / MANIFEST}: says step {step!r:.30}; the folder's name does not")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadCheckpoint(f"{folder}: {error}") from error
         if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
@@ -162,10 +164,7 @@ class Checkpoints:
                 self.note(f"{key} was {facts.get(key)} and is {value}: the result may differ in its last bits")
         try:
             tensors = {Path(name).stem: load_file(folder / name) for name in files if name.endswith(".safetensors")}
-            with zipfile.ZipFile(folder / "optimizer.pt") as archive:
-                if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                    raise BadCheckpoint(f"{folder / 'optimizer.pt'}: is compressed; torch.save does not do that")
-            optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            optimizer = read_optimizer(folder / "optimizer.pt")
         except Exception as error:  # safetensors, zip and pickle each raise their own
             raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
         return State(step, tensors, optimizer, best, changes)
@@ -257,10 +256,20 @@ def size_of(tensors: Any) -> int:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON that a person can read, replaced as a whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text, replaced as a whole: at any moment a file holds the old one or the new one.
+
+    Raises:
+        OSError: no space, or the folder cannot be written; names the file.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
+    with writing(path, len(text)):
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
 
 
 def json_like(value: Mapping[str, Any]) -> dict[str, Any]:

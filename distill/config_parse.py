@@ -79,6 +79,21 @@ def _load_yaml(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def refuse_mixed(settings: Any) -> Any:
+    """The settings, unless one is a section and another the dotted name of something in it: one would win silently.
+
+    Raises:
+        ValueError: names both.
+    """
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        parts = str(key).split(".")
+        for section in (".".join(parts[:i]) for i in range(1, len(parts))):
+            if section in settings:
+                raise ValueError(f"'{section}' and '{key}' both stand there, and one would win; keep one")
+        refuse_mixed(value)
+    return settings
+
+
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds.
 
@@ -95,7 +110,7 @@ def read_yaml(path: Path) -> Any:
 
 def parse(args: Sequence[str] | None = None) -> Config:
     """Settings from the command line; on bad ones, prints one line and exits with code 2."""
-    jsonargparse.set_loader("yaml", _load_yaml, exceptions=(ValueError,))
+    jsonargparse.set_loader("yaml", lambda text: refuse_mixed(_load_yaml(text)), exceptions=(ValueError,))
     parser = jsonargparse.ArgumentParser(
         prog="distill.py",
         description="Train a teacher (or load one), distil a student, export it to ONNX and report on all of it.",
@@ -152,6 +167,8 @@ def check(config: Config) -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and abs(number) > LARGEST:
                 raise ConfigError(f"{key}: {number} is beyond what float32 computes with; at most {LARGEST:g}")
+            if isinstance(number, int) and abs(number) >= 1 << 63:
+                raise ConfigError(f"{key}: {value} has more than 63 bits; set a smaller number")
             if isinstance(number, (int, float)) and key.endswith(POSITIVE) and number <= 0:
                 raise ConfigError(f"{key}: {value} must be above 0")
             if isinstance(number, (int, float)) and key.endswith(NOT_NEGATIVE) and number < 0:
@@ -183,5 +200,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"schedules: {key}: a temperature stays above 0; no warmup_steps, end above 0")
     if not any(flat[key] for key in flat if key.endswith(".weight")):
         raise ConfigError("cross_entropy.weight, kd.weight, …: all are 0, nothing would be learnt; set one above 0")
-    if not re.fullmatch(r"[\w.-]+", config.name):
-        raise ConfigError(f"name: {config.name!r} becomes a folder; use letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"[\w.-]+", config.name) or not config.name.strip("."):
+        raise ConfigError(
+            f"name: {config.name!r} becomes a folder; use letters, digits, '_' and '-', and '.' beside them"
+        )

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from distill import models
-from distill.checkpoint import publish, refuse_other_settings, sha256, size_of, write_json
+from distill.checkpoint import publish, refuse_other_settings, sha256, size_of, write_json, write_text
 from distill.config import HARMLESS, Config, ConfigError, dump, flatten
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.export import ExportError
@@ -38,6 +38,7 @@ from distill.train import train
 
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
 RECORD, CHECKED = "stage.json", "checked.json"
+FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cut off before it had settings
 # Settings that do not reach a stage, by the beginning of their names.
 DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
 FOREIGN = {
@@ -182,7 +183,8 @@ def take_folder(run: Run) -> IO[str]:
     config, folder = run.config, run.config.folder
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder; set another --name or --output_dir")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if left - FIRST_FILES and not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: holds something else than a run; set another --name or --output_dir")
     held = lock(folder)
     for name in FOREIGN:
@@ -192,7 +194,7 @@ def take_folder(run: Run) -> IO[str]:
             settings.pop("teacher.sha256", None)
             wanted = stage_settings(config, name, run.accelerator.num_processes)
             refuse_other_settings(folder / name, settings, wanted, config.allow_change)
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    write_text(folder / "config.yaml", dump(config))
     if run.checked:
         write_json(folder / CHECKED, run.checked)
     return held

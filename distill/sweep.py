@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from distill.config import Config, ConfigError, dump
-from distill.config_parse import parse, read_yaml
+from distill.config_parse import parse, read_yaml, refuse_mixed
 
 SECTIONS = {"settings", "trials", "grid", "random", "seeds"}
 
@@ -76,7 +76,9 @@ def read_trials(path: Path, seeds: Sequence[int] = (), names: Sequence[str] = ()
         for _ in range(drawn["samples"]):
             settings = {key: draw(generator, choice) for key, choice in drawn["settings"].items()}
             found[describe(settings)] = settings
-        common = dict(text.get("settings") or {})
+        common = refuse_mixed(dict(text.get("settings") or {}))
+        for settings in found.values():
+            refuse_mixed(settings)
         wanted = [int(seed) for seed in seeds or text.get("seeds") or [0]]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read as a sweep ({type(error).__name__}: {error}); see --help") from None
@@ -112,7 +114,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
     """Trains every trial that nobody else is at work on, and returns the scores of all that are there."""
     # Only now: it imports torch.
     from distill import pipeline
-    from distill.checkpoint import write_json
+    from distill.checkpoint import write_json, write_text
     from distill.data import check_splits, open_splits
     from distill.launch import lock, on_main
     from distill.run import Stopped
@@ -130,7 +132,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
         held = take("teacher")
         teacher = Teacher(pipeline.load_teacher(run), dtype=pipeline.precision(run.accelerator))
         if held:
-            (config.folder / "config.yaml").write_text(dump(run.config), encoding="utf-8")
+            write_text(config.folder / "config.yaml", dump(run.config))
             held.close()
         for trial, trial_config in zip(trials, configs, strict=True):
             record = config.folder / trial.key / "scores.json"

@@ -5,7 +5,17 @@ import shutil
 import pytest
 import torch
 
-from distill.checkpoint import CHECKSUM, MANIFEST, Checkpoints, State, publish, refuse_other_settings, size_of
+from distill.checkpoint import (
+    CHECKSUM,
+    MANIFEST,
+    Checkpoints,
+    State,
+    publish,
+    refuse_other_settings,
+    sha256,
+    size_of,
+    write_json,
+)
 from distill.config import ConfigError
 
 FILES = ["model.safetensors", "best.safetensors", "optimizer.pt", MANIFEST, CHECKSUM]
@@ -89,6 +99,18 @@ def test_a_file_more_is_noticed(tmp_path):
     (tmp_path / "checkpoint-0000001" / "ema.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"ema\.safetensors"):
         checkpoints(tmp_path).load()
+
+
+@pytest.mark.parametrize("step", [float("inf"), float("nan"), 2, -1, 1.5, True, "1", None, 10**40])
+def test_a_manifest_of_another_step_is_refused(tmp_path, step):
+    checkpoints(tmp_path).save(state(1))
+    folder = tmp_path / "checkpoint-0000001"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    write_json(folder / MANIFEST, manifest | {"step": step})
+    (folder / CHECKSUM).write_text(f"{sha256(folder / MANIFEST)}  {MANIFEST}\n")
+    with pytest.raises(ConfigError, match="no checkpoint verifies") as caught:
+        checkpoints(tmp_path).load()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_setting_that_an_older_version_did_not_have_was_at_its_default(tmp_path):

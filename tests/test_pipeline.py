@@ -10,7 +10,7 @@ import segmentation_models_pytorch as smp
 from conftest import ROOT, TINY, flags, start_script, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill import teacher, train
+from distill import checkpoint, teacher, train
 from distill.batch import UNLABELLED
 from distill.config import ConfigError
 from distill.config_parse import parse
@@ -172,6 +172,39 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert main(tiny_config(folder)) == 1
     assert "holds something else than a run" in capsys.readouterr().err
     assert [p.name for p in folder.iterdir()] == ["cat.jpg"]
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.yaml.tmp"], []])
+def test_a_run_cut_off_before_it_had_settings_starts(tmp_path, capsys, left):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in left:
+        (folder / name).write_text("12")
+    assert main(tiny_config(folder, teacher__learning_rate=1e15)) == 1
+    assert "not finite at step 2" in capsys.readouterr().err, "it began to train"
+    assert (folder / "config.yaml").is_file()
+
+
+def test_settings_that_find_no_space_leave_the_old_ones_and_the_next_start_works(tmp_path, capsys, monkeypatch):
+    settings = {"teacher__learning_rate": 1e15}
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    for old in (None, "name: old\n"):
+        folder = tmp_path / f"{bool(old)}"
+        folder.mkdir()
+        if old:
+            (folder / "config.yaml").write_text(old)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_sync", full)
+            assert main(tiny_config(folder, **settings)) == 1
+        message = capsys.readouterr().err.strip()
+        assert re.search(r"config\.yaml: could not be written \(No space left on device\); it needs", message)
+        assert len(message.splitlines()) == 1
+        assert (folder / "config.yaml").read_text() == old if old else not (folder / "config.yaml").exists()
+        assert main(tiny_config(folder, **settings)) == 1
+        assert "not finite at step 2" in capsys.readouterr().err
 
 
 def test_two_runs_in_one_folder_the_second_is_refused(tmp_path, capsys):

@@ -63,6 +63,8 @@ def test_flags_win_over_what_all_trials_share_and_that_over_the_settings_file(tm
         ("trials: [a, b]", "cannot be read as a sweep"),
         ("trials: {}", "no trial"),
         ("trials: {a: {}, a: {}}", "stands twice"),
+        ("trials: {a: {data: {root: a}, data.root: b}}", "'data' and 'data.root' both stand there"),
+        ("trials: {a: {}}\nsettings: {data: {root: a}, data.root: b}", "'data' and 'data.root' both stand there"),
     ],
 )
 def test_a_bad_sweep_is_one_line(tmp_path, capsys, text, message):
@@ -71,6 +73,11 @@ def test_a_bad_sweep_is_one_line(tmp_path, capsys, text, message):
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
+
+
+def test_names_of_trials_may_have_dots(tmp_path):
+    trials = read_trials(write(tmp_path / "s.yaml", "trials: {T1: {kd.temperature: 1}, T1.5: {kd.temperature: 1.5}}"))
+    assert [trial.name for trial in trials] == ["T1", "T1.5"]
 
 
 def test_unknown_trials_are_named(tmp_path):

@@ -58,8 +58,34 @@ GUARDS = [
         "False",
         f"{TRAIN} -k cannot_change",
     ),
+    Guard("weights_only", "optimizer_file.py", "weights_only=True", "weights_only=False", "tests/test_layers.py"),
     Guard(
-        "weights_only", "checkpoint.py", "weights_only=True", "weights_only=False", f"{FAULTS}test_hostile.py -k pickle"
+        "a closed list of functions",
+        "optimizer_file.py",
+        "not re.fullmatch(GLOBALS, called)",
+        "False",
+        f"{FAULTS}test_hostile.py -k pickle",
+    ),
+    Guard(
+        "no copies while unpickling",
+        "optimizer_file.py",
+        'if re.search("dict (?!EMPTY_TUPLE REDUCE )", " ".join([*steps, ""])):',
+        "if False:",
+        f"{FAULTS}test_hostile.py -k pickle",
+    ),
+    Guard(
+        "tensors no larger than their file",
+        "optimizer_file.py",
+        "_bytes(optimizer) > size",
+        "False",
+        f"{FAULTS}test_hostile.py -k pickle",
+    ),
+    Guard(
+        "a state is of the step it is called after",
+        "checkpoint.py",
+        'type(step) is not int or folder.name != f"checkpoint-{step:07d}"',
+        "False",
+        CHECKPOINT,
     ),
     Guard(
         "plain files only",

@@ -47,6 +47,30 @@ def zipped(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
+class Calls:
+    """What unpickles to a call of a function that `weights_only` allows."""
+
+    def __init__(self, function: Callable, *arguments: object):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def copies() -> bytes:
+    """A pickle of 240 kB that copies a dict of ten thousand entries thirty thousand times."""
+    fill = b"".join(b"J" + i.to_bytes(4, "little") + b"N" for i in range(10_000))
+    copy = b"h\0h\1\x85R"  # OrderedDict(the dict)
+    return b"\x80\2ccollections\nOrderedDict\nq\0}q\1(" + fill + b"u](" + copy * 30_000 + b"e."
+
+
+def saved(value: object) -> bytes:
+    """What torch.save makes of it."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
 def bomb() -> bytes:
     """An archive of a megabyte whose pickle is a gigabyte."""
     buffer = io.BytesIO()
@@ -165,6 +189,15 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
         for kind, content in PICKLES.items()
     },
     "a bomb as optimizer.pt of a state": lambda folder: forged(folder, "optimizer.pt", bomb()),
+    **{
+        f"{kind} as optimizer.pt of a state": lambda folder, make=make: forged(folder, "optimizer.pt", make())
+        for kind, make in (
+            ("a pickle of 6 GB of zeros", lambda: zipped(pickle.dumps({"optimizer": Calls(bytearray, 6 * 10**9)}, 2))),
+            ("a pickle of 6 GB in the latest protocol", lambda: zipped(pickle.dumps(Calls(bytearray, 6 * 10**9)))),
+            ("a pickle of thirty thousand copies", lambda: zipped(copies())),
+            ("a pickle of a number spread over 8 GB", lambda: saved({"state": {0: torch.zeros(1).expand(2 * 10**9)}})),
+        )
+    },
     "a header of 2^60 bytes in safetensors": lambda folder: forged(
         folder, "model.safetensors", (1 << 60).to_bytes(8, "little") + b"{}"
     ),
