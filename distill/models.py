@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import warnings
 from collections.abc import Sequence
@@ -19,15 +20,33 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.batch import Outputs
+from distill.batch import MAX_CLASSES, Outputs
 from distill.config import ConfigError, NetworkConfig
+from distill.smp_files import read_classes, read_config, read_normalization
 
 # Architectures whose pooling turns the traced image size into a constant: exported for one size only.
 FIXED_SIZE = ("pspnet", "upernet")
+
+
+class _GroupNorm(nn.GroupNorm):
+    """One that also takes a single value per group, as of an image of one stride: it gives the bias.
+
+    torch refuses a batch of one such image, and multiplies the rounding errors of larger ones by 1/√eps.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The normalized map, `[N, C, H, W]` as the input."""
+        alone = self.num_groups == self.num_channels and not torch.compiler.is_exporting()
+        if alone and input.shape[2:].numel() == 1:
+            return torch.addcmul(self.bias.view(1, -1, 1, 1), input - input, self.weight.view(1, -1, 1, 1))
+        return super().forward(input)
 
 
 class Network(nn.Module):
@@ -48,6 +67,9 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)  # as the images come
+        for layer in model.modules():
+            if type(layer) is nn.GroupNorm:
+                layer.__class__ = _GroupNorm
         self.classes = list(classes)
         # PAN pools the stride-16 map three times more.
         self.stride = 128 if isinstance(model, smp.PAN) else max(32, self.model.encoder.output_stride)
@@ -198,70 +220,72 @@ def save(network: Network, folder: Path) -> None:
     (folder / "id2label.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n")
 
 
-def load(folder: Path, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> Network:
+def load(folder: Path, classes: Sequence[str] | None, mean: Sequence[float], std: Sequence[float]) -> Network:
     """A network from a folder written by `save` or by SMP's `save_pretrained`, in eval mode.
 
     Args:
         folder: the folder.
-        classes: the class names that it must have.
+        classes: the class names that it must have; those of the folder (else `class 0`, `class 1`, …) if not given.
         mean: used if the folder does not say (`albumentations_config_eval.json`).
         std: likewise.
 
     Raises:
-        ConfigError: no such folder, unreadable weights, or other classes.
+        ConfigError: no such folder, one whose files do not say what they should, unreadable weights, or other classes.
     """
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder}: holds no {name}; expected a folder written by SMP's save_pretrained")
+    config, found, normalization = read_config(folder), read_classes(folder), read_normalization(folder)
+    count = config["classes"]
+    wanted = classes or found or [f"class {i}" for i in range(count)]
+    if count == 1 and (classes is None or len(wanted) > 1):
+        raise ConfigError(
+            f"{folder}: predicts one class (config.json: classes 1), a yes or no for each pixel; expected a network "
+            f"with one output for each of two or more classes, the background being one of them"
+        )
+    if found is not None and found != list(wanted):
+        raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(wanted)}")
+    if count != len(wanted):
+        source = "the data" if classes else "id2label.json"
+        raise ConfigError(f"{folder}: predicts {count} classes, but {source} has {len(wanted)}")
+    if count > MAX_CLASSES:
+        raise ConfigError(f"{folder}: predicts {count} classes; masks of 8 bits hold at most {MAX_CLASSES}")
     try:
         # What SMP prints and warns of, mismatched weights, it also raises.
         with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            model = _smp_network(folder)
+            model = _smp_network(folder, config)
     except Exception as error:
         raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    found = _class_names(folder)
-    count = model.segmentation_head[0].out_channels if not isinstance(model, smp.DPT) else len(classes)
-    if found is not None and found != list(classes):
-        raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(classes)}")
-    if count != len(classes):
-        raise ConfigError(f"{folder}: predicts {count} classes, but the data has {len(classes)}")
-    mean, std = _normalisation(folder) or (mean, std)
-    return Network(model, classes, mean, std).eval()
+    return Network(model, wanted, *(normalization or (mean, std))).eval()
 
 
-def _smp_network(folder: Path) -> Any:
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Numbers for `Tensor.item()`, which the meta device does not have: some encoders compute their drop rates so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **({"device": "cpu"} if func is torch.linspace else {}) | (kwargs or {}))
+
+
+def _smp_network(folder: Path, config: dict[str, Any]) -> Any:
     """SMP's own loading, of its architectures alone; fetches nothing, builds nothing larger than the weights."""
-    config = json.loads((folder / "config.json").read_text()) | {"encoder_weights": None}
+    arguments = {name: value for name, value in config.items() if name != "_model_class"} | {"encoder_weights": None}
     known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
-    if (name := config.pop("_model_class")) not in known:
+    if (name := config["_model_class"]) not in known:
         raise ValueError(f"config.json: _model_class {name!r} is not one of {', '.join(known)}")
-    if ":" in (encoder := config["encoder_name"]):
-        raise ValueError(f"config.json: encoder_name {encoder!r} would be fetched")
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in known[name](**config).parameters())
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        # Layers that are built and then thrown away make up to 1.7 times as many.
+        layers = itertools.count(-4 * len(weights.keys()) - 1000)
+
+    def stop(*_: object) -> None:
+        if next(layers) > 0:
+            raise ValueError("config.json: asks for far more layers than model.safetensors holds")
+
+    hook = register_module_parameter_registration_hook(stop)
+    try:
+        with torch.device("meta"), _LinspaceOnCpu():
+            count = sum(parameter.numel() for parameter in known[name](**arguments).parameters())
+    finally:
+        hook.remove()
     if count > (folder / "model.safetensors").stat().st_size:
         raise ValueError(f"config.json: asks for {count:,} parameters, more than model.safetensors has bytes")
     return known[name].from_pretrained(str(folder), strict=True, encoder_weights=None)
-
-
-def _class_names(folder: Path) -> list[str] | None:
-    path = folder / "id2label.json"
-    if not path.is_file():
-        return None
-    names = json.loads(path.read_text())
-    return [names[str(i)] for i in range(len(names))]
-
-
-def _normalisation(folder: Path) -> tuple[list[float], list[float]] | None:
-    """Mean and std (images in 0 to 1) from the folder's saved albumentations pipeline, if it has one."""
-    path = folder / "albumentations_config_eval.json"
-    if not path.is_file():
-        return None
-    for transform in json.loads(path.read_text())["transform"]["transforms"]:
-        if transform["__class_fullname__"].endswith("Normalize"):
-            scale = transform.get("max_pixel_value", 255.0) / 255
-            return [m * scale for m in transform["mean"]], [s * scale for s in transform["std"]]
-    return None
 
 
 def freeze_unused(network: Network, size: Sequence[int], features: Sequence[str] = ()) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from threading import Lock
 
@@ -25,10 +24,11 @@ class SmpFolder:
     """
 
     def __init__(self, folder: Path):
-        self.classes = class_names(folder)
-        self.palette = made_up_palette(len(self.classes))
         usual = NetworkConfig()
-        self.network = models.load(folder, self.classes, usual.mean, usual.std)
+        self.folder, self.named = folder, (folder / "id2label.json").is_file()
+        self.network = models.load(folder, None, usual.mean, usual.std)
+        self.classes = self.network.classes
+        self.palette = made_up_palette(len(self.classes))
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         self.lock = Lock()  # torch spreads one image over the cores; several at once would only share them
 
@@ -44,22 +44,9 @@ class SmpFolder:
 
     def _upsampled(self, image: np.ndarray) -> torch.Tensor:
         batch = torch.tensor(image[None], device=self.network.mean.device).permute(0, 3, 1, 2)
-        with self.lock:
-            return self.network(batch).upsampled()[0]
-
-
-def class_names(folder: Path) -> list[str]:
-    """Names by id from `id2label.json`; `class 0`, `class 1`, … if there is none.
-
-    Raises:
-        ConfigError: a file that does not say what it should.
-    """
-    path = folder / "id2label.json"
-    try:
-        if path.is_file():
-            names = json.loads(path.read_text(encoding="utf-8"))
-            return [str(names[str(i)]) for i in range(len(names))]
-        path = folder / "config.json"
-        return [f"class {i}" for i in range(json.loads(path.read_text(encoding="utf-8"))["classes"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: says nothing of the classes ({type(error).__name__}: {error})") from None
+        try:
+            with self.lock:
+                return self.network(batch).upsampled()[0]
+        except Exception as error:  # some networks take one size only, and memory ends
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ConfigError(f"{self.folder}: failed on an image of {image.shape}: {reason}") from error

@@ -1,5 +1,8 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
 
+import albumentations as A
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -75,6 +78,161 @@ def test_a_folder_that_is_no_teacher_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"decoder_pyramid_channels": 64}))
     with pytest.raises(ConfigError, match="cannot be loaded"):
         models.load(tmp_path, CLASSES, *IMAGENET)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    models.save(network(), tmp_path)
+    return tmp_path
+
+
+NORMALIZE = A.Normalize()
+PIPELINES = {
+    "Normalize": [NORMALIZE],
+    "one mean for all channels": [A.Normalize(mean=0.5, std=0.25)],
+    "values of 0 to 1": [A.Normalize(mean=(100, 110, 120), std=60, max_pixel_value=1.0)],
+    "ToFloat alone": [A.ToFloat()],
+    "ToFloat by another maximum": [A.ToFloat(max_value=510)],
+    "ToFloat and Normalize": [A.ToFloat(), A.Normalize(max_pixel_value=1.0)],
+    "ToFloat does nothing to floats": [NORMALIZE, A.ToFloat()],
+    "Normalize twice": [NORMALIZE, A.Normalize(mean=0.1, std=0.5, max_pixel_value=2.0)],
+    "nested": [A.NoOp(), A.Compose([A.Sequential([A.PadIfNeeded(64, 64), NORMALIZE], p=1)])],
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_preprocessing_of_others_is_read_right(folder, name):
+    pipeline, image = A.Compose(PIPELINES[name]), images(64, 64, 1)
+    pipeline.save_pretrained(str(folder))
+    theirs = torch.from_numpy(pipeline(image=image[0].permute(1, 2, 0).numpy())["image"]).permute(2, 0, 1)[None]
+    ours = models.load(folder, None, [0.9, 0.9, 0.9], [0.9, 0.9, 0.9])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image).upsampled(), ours.model(theirs.float()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        *(
+            ([A.Normalize(normalization=kind)], f"normalization '{kind}'")
+            for kind in ("image", "image_per_channel", "min_max", "min_max_per_channel")
+        ),
+        ([A.Compose([A.Normalize(normalization="image")])], "normalization 'image'"),
+        ([A.Normalize(p=0.5)], "Normalize has p 0.5"),
+        ([A.OneOf([NORMALIZE, A.ToFloat()], p=1.0)], "OneOf changes the values"),
+        ([A.CLAHE(p=1.0), NORMALIZE], "CLAHE changes the values"),
+    ],
+)
+def test_the_preprocessing_of_others_is_refused_by_name(folder, steps, words):
+    A.Compose(steps).save_pretrained(str(folder))
+    with pytest.raises(ConfigError, match=rf"albumentations_config_eval\.json: .*{words}.*expected Normalize"):
+        models.load(folder, CLASSES, *IMAGENET)
+
+
+def test_a_pipeline_that_only_resizes_leaves_the_settings(folder):
+    A.Compose([A.Resize(64, 64), A.PadIfNeeded(64, 64)]).save_pretrained(str(folder))
+    assert models.load(folder, CLASSES, [0.5, 0.6, 0.7], [1, 1, 1]).mean.flatten().tolist() == [127.5, 153.0, 178.5]
+
+
+def changed(name: str, **values) -> Callable[[Path], object]:
+    """Other values in a JSON file of the folder."""
+
+    def change(folder: Path) -> None:
+        known = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(known | values))
+
+    return change
+
+
+def written(name: str, content: str | bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+NAMES, CONFIG, PIPELINE = "id2label.json", "config.json", "albumentations_config_eval.json"
+BAD_FILES = {
+    "names in a list": (written(NAMES, '["a", "b", "c"]'), "expected a JSON object in UTF-8"),
+    "wrong keys": (written(NAMES, '{"1": "a", "2": "b", "3": "c"}'), "has the keys '1', '2', '3'; expected"),
+    "names that are numbers": (written(NAMES, '{"0": 1, "1": 2, "2": 3}'), "names that are no text"),
+    "more names than outputs": (
+        written(NAMES, '{"0": "a", "1": "b", "2": "c", "3": "d"}'),
+        "predicts 3 classes|was trained for",
+    ),
+    **{
+        f"{what} in {name}": (written(name, content), rf"{name}: expected a JSON object in UTF-8")
+        for name in (NAMES, CONFIG, PIPELINE)
+        for what, content in {
+            "no JSON": "a, b, c",
+            "no UTF-8": b'{"0": "\xff"}',
+            "nothing": "",
+            "null": "null",
+            "a deep list": "[" * 100_000,
+            "too much": " " * 1_000_001,
+        }.items()
+    },
+    "a pipeline without transform": (written(PIPELINE, "{}"), "holds null where a transform should be"),
+    "a pipeline without transforms": (
+        written(PIPELINE, '{"transform": {"__class_fullname__": "Compose"}}'),
+        "Compose has no list of transforms",
+    ),
+    "a pipeline of another library": (
+        written(PIPELINE, '{"transform": {"__class_fullname__": "mine.Normalize"}}'),
+        "mine.Normalize is not one of albumentations",
+    ),
+    **{
+        f"Normalize with {key} {value!s:.9}": (
+            written(PIPELINE, json.dumps({"transform": {"__class_fullname__": "Normalize", **good, key: value}})),
+            f"Normalize has {key}",
+        )
+        for good in [{"mean": 0.5, "std": 0.5}]
+        for key, values in {
+            "mean": [None, [0.5], float("nan"), 10**400],
+            "std": [0, "1"],
+            "max_pixel_value": [None, float("inf")],
+        }.items()
+        for value in values
+    },
+    "grey images": (changed(CONFIG, in_channels=1), "in_channels: 1, but images here are RGB"),
+    "one class": (changed(CONFIG, classes=1), "predicts one class"),
+    "no class of network": (changed(CONFIG, _model_class=None), "_model_class: None; expected"),
+    "a weights file elsewhere": (changed(CONFIG, checkpoint_path="x.pt"), "checkpoint_path: would read another file"),
+    "a huge number": (changed(CONFIG, img_size=[10**9]), "img_size: asks for more than 100,000"),
+    "far more layers than weights": (changed(CONFIG, layers=[90_000, 1, 1, 1]), "asks for far more layers"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"holds no model\.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("classes", [CLASSES, None])
+def test_what_is_wrong_with_a_folder_is_said_in_a_line(folder, name, classes):
+    damage, words = BAD_FILES[name]
+    damage(folder)
+    with pytest.raises(ConfigError, match=words) as raised:
+        models.load(folder, classes, *IMAGENET)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_stands_there_instead_of_a_folder_is_said(folder):
+    for path, words in [
+        (folder / "nowhere", "is not there"),
+        (folder / "model.safetensors", "is a file"),
+        (folder.parent, r"holds no config\.json"),
+    ]:
+        with pytest.raises(ConfigError, match=rf"{path}: {words}.*expected a folder written by SMP"):
+            models.load(path, CLASSES, *IMAGENET)
+
+
+def test_encoders_that_compute_with_numbers_while_they_are_built_load(tmp_path):
+    models.save(network("segformer", "mit_b0"), tmp_path)
+    assert models.load(tmp_path, CLASSES, *IMAGENET)(images(64, 64)).upsampled().shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 32), (32, 32)])
+def test_one_value_per_group_is_normalized_to_the_bias(size):
+    lean = network(options={"decoder_segmentation_channels": 32})  # GroupNorm's 32 groups, on a map of one pixel
+    image = images(*size)
+    with torch.no_grad():
+        alone, both = lean(image[:1]).upsampled(), lean(image).upsampled()
+    assert torch.allclose(alone, both[:1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

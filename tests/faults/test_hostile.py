@@ -126,6 +126,10 @@ def teacher(folder: Path, change: Callable[[Path], object], **config) -> None:
 
 def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
+    a_pickle_more(folder)
+
+
+def a_pickle_more(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
 
 
@@ -220,6 +224,11 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
         folder, lambda _: None, encoder_name="tu-hf-hub:nobody/nothing"
     ),
     "a teacher of gigabytes": lambda folder: teacher(folder, lambda _: None, decoder_segmentation_channels=4096),
+    "a teacher of 300,000 layers": lambda folder: teacher(folder, lambda _: None, layers=[300_000, 1, 1, 1]),
+    "a teacher of 90,000 layers": lambda folder: teacher(folder, lambda _: None, layers=[90_000, 1, 1, 1]),
+    "a teacher with a pickle elsewhere": lambda folder: teacher(
+        folder, a_pickle_more, checkpoint_path=str(folder / "pytorch_model.bin")
+    ),
     "a deep list of class names": lambda folder: teacher(folder, lambda f: (f / "id2label.json").write_text(NESTED)),
     "a YAML tag that applies": lambda folder: settings(
         folder, "seed: !!python/object/apply:os.system ['touch $MARKER']"
