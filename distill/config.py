@@ -44,6 +44,8 @@ class DataConfig:
         max_pixels: larger images are refused before they are decoded.
         check: what is looked at before the first step: `off`, `headers` (every file opened) or `full` (every file
             decoded, every label looked at); not again in the same output folder as long as no file changes.
+        allow_missing_classes: go on if no training mask shows a pixel of some class.
+        max_void_share: go on up to this share of void pixels in the training masks, 0 to 1.
         synthetic_train: format `synthetic`: number of training scenes.
         synthetic_val: format `synthetic`: number of validation scenes.
         synthetic_size: format `synthetic`: `[height, width]` of a scene.
@@ -76,6 +78,8 @@ class DataConfig:
     cache: bool = True
     max_pixels: int = 50_000_000
     check: Literal["off", "headers", "full"] = "full"
+    allow_missing_classes: bool = False
+    max_void_share: float = 0.5
     synthetic_train: int = 400
     synthetic_val: int = 40
     synthetic_size: list[int] = field(default_factory=lambda: [128, 160])
@@ -113,9 +117,11 @@ class TeacherConfig(NetworkConfig):
 
     Args:
         checkpoint: folder written by SMP's `save_pretrained`, or a run of this project; trained here if not given.
+        allow_near_chance: go on with a teacher whose predictions are hardly better than chance.
     """
 
     checkpoint: str | None = None
+    allow_near_chance: bool = False
 
 
 @dataclass
@@ -270,9 +276,12 @@ HARMLESS = (
     "data.root",
     "data.cache",
     "data.check",
+    "data.allow_missing_classes",
+    "data.max_void_share",
     "data.max_pixels",
     "data.num_workers",
     "data.palette",
+    "teacher.allow_near_chance",
     "checkpointing_steps",
     "checkpoints_total_limit",
     "resume_from_checkpoint",

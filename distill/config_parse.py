@@ -33,7 +33,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("weight", "weight_decay", "warmup_steps", "max_grad_norm", "ema_decay", "num_workers", "num_sample_images"),
-    *("seed", "power", "ignore_index", "int8_max_lost", "finetune_steps"),
+    *("seed", "power", "ignore_index", "int8_max_lost", "finetune_steps", "max_void_share"),
 )
 
 

@@ -61,7 +61,17 @@ class Scores:
         return self.matrix.diag().sum().item() / max(1, self.matrix.sum().item())
 
     @property
-    def chance(self) -> float:
-        """Mean IoU of always predicting the class that the ground truth has most of."""
-        truth = self.matrix.sum(1)
-        return truth.max().item() / max(1, truth.sum().item()) / max(1, self.present)
+    def skill(self) -> float:
+        """Mean IoU with chance taken out: 0 for blind guesses, however frequent the classes are, 1 for perfection.
+
+        Of each class that the ground truth has, (I - E) / (U - E) with E the intersection expected of as many
+        predictions strewn blindly: the Gilbert skill score of weather forecasts (Schaefer, 1990, "The critical success
+        index as an indicator of warning skill"). A constant prediction has exactly 0. 0 too if the truth has one class.
+        """
+        if self.present < 2:
+            return 0.0
+        matrix = self.matrix.double()
+        inter, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        expected = truth * predicted / truth.sum()
+        skill = (inter - expected) / (truth + predicted - inter - expected)
+        return skill[truth > 0].mean().item()

@@ -128,7 +128,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
         for trial_config in configs:
             pipeline.try_build(trial_config, run.splits.classes)
             if trial_config.data != config.data:
-                check_splits(open_splits(trial_config.data), trial_config.data.check, run.progress)
+                check_splits(open_splits(trial_config.data), trial_config.data, run.progress)
         held = take("teacher")
         teacher = Teacher(pipeline.load_teacher(run), dtype=pipeline.precision(run.accelerator))
         if held:

@@ -15,7 +15,9 @@ from distill.config import ConfigError
 from distill.metrics import Scores
 from distill.models import Network
 
-NEAR_CHANCE = 1.5
+# Skill. On the drawn scenes networks had -0.01 to 0.02 after a step or two, 0.02 to 0.07 after six, 0.04 and more
+# after ten; with their classes in another order -0.01 to 0.04, 0.005 in the middle.
+NEAR_CHANCE = 0.015
 
 
 class Teacher:
@@ -47,14 +49,15 @@ class Teacher:
 
 
 def check_teacher(scores: Scores, source: str) -> None:
-    """Stops before a useless teacher is distilled.
+    """Stops before a useless teacher is distilled; with one class in the validation masks nobody can tell.
 
     Raises:
-        ConfigError: its mean IoU is near that of always predicting the most frequent class.
+        ConfigError: its classes are met hardly better than by chance.
     """
-    if scores.mean_iou < NEAR_CHANCE * scores.chance:
+    if scores.present > 1 and scores.skill < NEAR_CHANCE:
         raise ConfigError(
-            f"teacher ({source}): mIoU {scores.mean_iou:.4f} on the validation images is near chance "
-            f"({scores.chance:.4f} for always predicting the most frequent class). Other class order "
-            f"(data.classes)? Other normalisation (teacher.mean, teacher.std)? Trained too briefly?"
+            f"teacher ({source}): mIoU {scores.mean_iou:.4f} on the validation images is near chance (skill "
+            f"{scores.skill:.4f}; blind guesses of the same classes have 0, a perfect teacher 1). Other class order "
+            f"(data.classes)? Other normalisation (teacher.mean, teacher.std)? Trained too briefly "
+            f"(teacher.max_train_steps)? teacher.allow_near_chance true goes on with it"
         )

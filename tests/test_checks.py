@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 
+import numpy as np
 import pytest
 from conftest import tiny_config
 from PIL import Image
@@ -101,3 +103,91 @@ def test_a_run_remembers_and_a_folder_of_something_else_stays_untouched(camvid, 
     said = capsys.readouterr()
     assert said.err.count("is not finite at step 2") == 2
     assert said.out.count("checked already: 12 files") == 1
+
+
+def label(camvid, change) -> None:
+    """Every training mask anew."""
+    for path in (camvid / "trainannot").iterdir():
+        Image.fromarray(change(np.array(Image.open(path)))).save(path)
+
+
+FOLDERS = {
+    "data__format": "folders",
+    "data__train_images": "train",
+    "data__train_masks": "trainannot",
+    "data__val_images": "val",
+    "data__val_masks": "valannot",
+}
+NEVER = r"no training mask shows 'sign' \(id 6\)"
+
+
+def test_a_class_that_no_training_mask_shows_stops_the_run(camvid, tmp_path):
+    label(camvid, lambda mask: np.where(mask == 6, 3, mask))
+    with pytest.raises(ConfigError, match=NEVER + ".*data.allow_missing_classes"):
+        look(camvid, tmp_path / "run")
+    assert look(camvid, tmp_path / "run", data__allow_missing_classes="true")[0] == 6
+    # What was counted is remembered, so those who do not mean it are stopped without a second look.
+    said: list[str] = []
+    config = tiny_config(tmp_path / "run", data__format="camvid", data__root=camvid).data
+    with pytest.raises(ConfigError, match=NEVER):
+        check_once(open_splits(config), config, tmp_path / "run" / "checked.json", say=said.append)
+    assert said == ["checked already: 12 files, none has changed"]
+    for level in ("off", "headers"):  # nothing is counted, so nothing is known
+        look(camvid, tmp_path / level, data__check=level)
+
+
+def test_masks_of_0_and_255_stop_with_the_cause(camvid, tmp_path, capsys):
+    for folder in ("trainannot", "valannot"):
+        for path in (camvid / folder).iterdir():
+            mask = np.array(Image.open(path))
+            Image.fromarray(np.where(mask > 2, 255, 0).astype(np.uint8)).save(path)
+    settings = FOLDERS | {"data__root": camvid, "data__classes": '["background", "lane"]'}
+    assert main(tiny_config(tmp_path / "run", **settings)) == 1
+    message = capsys.readouterr().err
+    assert re.search(
+        r"no training mask shows 'lane' \(id 1\) and 7\d\.\d % of the training masks' pixels are void", message
+    )
+    assert "label 255 mean a class, as in masks of 0 and 255" in message
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_that_are_void_stop_the_run(camvid, tmp_path):
+    label(camvid, lambda mask: np.where(np.arange(56) < 30, 11, mask).astype(np.uint8))
+    with pytest.raises(ConfigError, match=r"data.classes: 5\d\.\d % of the training masks' pixels are void"):
+        look(camvid, tmp_path / "run")
+    assert look(camvid, tmp_path / "run", data__max_void_share=0.7)[0] == 6
+    label(camvid, lambda mask: np.full_like(mask, 11))
+    with pytest.raises(ConfigError, match=r"no training mask shows 'sky' \(id 0\), .* and 6 more and 100\.0 %"):
+        look(camvid, tmp_path / "run")
+
+
+def test_validation_masks_without_a_label_stop_the_run(camvid, tmp_path):
+    for path in (camvid / "valannot").iterdir():
+        Image.new("L", (56, 40), 11).save(path)
+    with pytest.raises(ConfigError, match="no pixel of the 2 validation masks has a class"):
+        look(camvid, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("classes", "words"), [(["lane"], "nothing to decide"), (["a", "b", "a"], "'a' stands twice")])
+def test_classes_that_cannot_be_told_apart_are_refused(camvid, tmp_path, classes, words):
+    config = tiny_config(tmp_path, data__root=camvid, data__classes=json.dumps(classes), **FOLDERS).data
+    with pytest.raises(ConfigError, match=f"data.classes: .*{words}"):
+        open_splits(config)
+
+
+def test_an_image_too_small_to_be_augmented_is_named_before_the_first_step(camvid, tmp_path, capsys):
+    for folder, suffix in (("train", "jpg"), ("trainannot", "png")):
+        Image.new("L", (1, 1)).save(camvid / folder / f"train_2.{suffix}")
+    settings = {"data__format": "camvid", "data__root": camvid, "num_threads": 1}
+    assert main(tiny_config(tmp_path / "run", **settings)) == 1
+    message = capsys.readouterr().err
+    assert re.search(r"train_2\.jpg: is 1×1, which data\.augmentations cannot work on", message)
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    for workers in (0, 1):  # what is not looked at is named when it is met
+        more = settings | {"data__check": "off", "data__num_workers": workers, "eval_steps": 10}
+        assert main(tiny_config(tmp_path / f"off{workers}", **more)) == 1
+        message = capsys.readouterr().err
+        assert "train_2.jpg: is 1×1" in message
+        assert len(message.splitlines()) == 1

@@ -26,13 +26,14 @@ def paint(path: Path, value: int, count: int = 1) -> None:
 
 
 def test_camvid_reads_images_and_masks_by_stem(camvid):
-    splits = open_splits(camvid_config(camvid))
+    config = camvid_config(camvid)
+    splits = open_splits(config)
     assert (len(splits.train), len(splits.val), len(splits.classes)) == (4, 2, 11)
     image, mask = splits.train.read(1)
     raw = np.array(Image.open(camvid / "trainannot" / "train_1.png"))
     assert image.shape == (40, 56, 3)
     assert (mask == np.where(raw == 11, VOID, raw)).all()
-    check_splits(splits, "full")
+    check_splits(splits, config)
 
 
 def test_folders_take_the_classes_and_the_void_label_of_the_settings(camvid):
@@ -119,8 +120,9 @@ BAD_FILES = {
 def test_bad_files_are_named_before_training(camvid, fault):
     break_it, words = BAD_FILES[fault]
     break_it(camvid)
+    config = camvid_config(camvid)
     with pytest.raises(ConfigError) as error:
-        check_splits(open_splits(camvid_config(camvid)), "full")
+        check_splits(open_splits(config), config)
     assert all(word in str(error.value) for word in words), error.value
     assert len(str(error.value).splitlines()) == 1
 
@@ -128,8 +130,9 @@ def test_bad_files_are_named_before_training(camvid, fault):
 def test_several_bad_files_are_listed(camvid):
     for i in (0, 2):
         paint(camvid / f"trainannot/train_{i}.png", 99)
+    config = camvid_config(camvid)
     with pytest.raises(ConfigError, match=r"2 bad files:\n.*train_0.*\n.*train_2"):
-        check_splits(open_splits(camvid_config(camvid)), "full")
+        check_splits(open_splits(config), config)
 
 
 def test_an_empty_split_and_missing_folders_are_named(camvid, tmp_path):
@@ -149,8 +152,9 @@ def test_an_empty_split_and_missing_folders_are_named(camvid, tmp_path):
 def test_names_in_other_scripts_and_with_spaces_work(camvid):
     for folder, suffix in (("train", "jpg"), ("trainannot", "png")):
         (camvid / folder / f"train_0.{suffix}").rename(camvid / folder / f"улица 1 ü.{suffix}")
-    splits = open_splits(camvid_config(camvid))
-    check_splits(splits, "full")
+    config = camvid_config(camvid)
+    splits = open_splits(config)
+    check_splits(splits, config)
     assert "улица 1 ü" in splits.train.names
 
 
@@ -313,10 +317,10 @@ def test_bad_images_without_masks_are_named_too(camvid):
     config = camvid_config(camvid, unlabelled="more")
     (camvid / "more" / "b.png").write_text("no image")
     with pytest.raises(ConfigError, match=r"b\.png: cannot be read"):
-        check_splits(open_splits(config), "full")
+        check_splits(open_splits(config), config)
     (camvid / "more" / "b.png").write_bytes((camvid / "val" / "val_1.jpg").read_bytes())
     with pytest.raises(ConfigError, match=r"val_1\.jpg: the same image as .*more.b\.png"):
-        check_splits(open_splits(config), "full")
+        check_splits(open_splits(config), config)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

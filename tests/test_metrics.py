@@ -20,7 +20,7 @@ def test_scores_by_hand():
     assert scores.present == 2
     assert scores.mean_iou == pytest.approx((3 / 6 + 4 / 7) / 2)
     assert scores.pixel_accuracy == pytest.approx(7 / 10)
-    assert scores.chance == pytest.approx(6 / 10 / 2)
+    assert scores.skill == pytest.approx(((3 - 2) / (4 + 5 - 3 - 2) + (4 - 3) / (6 + 5 - 4 - 3)) / 2)
 
 
 def test_a_class_only_predicted_lowers_the_others_and_is_not_scored():
@@ -30,7 +30,16 @@ def test_a_class_only_predicted_lowers_the_others_and_is_not_scored():
 
 def test_nothing_labelled_is_zero_and_not_nan():
     scores = Scores(torch.zeros(2, 2, dtype=torch.int64))
-    assert (scores.mean_iou, scores.pixel_accuracy, scores.chance) == (0.0, 0.0, 0.0)
+    assert (scores.mean_iou, scores.pixel_accuracy, scores.skill) == (0.0, 0.0, 0.0)
+
+
+def test_skill_is_0_for_every_blind_guess():
+    truth = torch.tensor([70, 20, 10], dtype=torch.int64)
+    for blind in ([1, 0, 0], [0, 0, 1], [5, 3, 2], [7, 2, 1]):
+        assert Scores(truth[:, None] * torch.tensor(blind)).skill == pytest.approx(0)
+    assert Scores(truth.diag()).skill == 1
+    assert Scores(truth.diag().roll(1, 1)).skill < 0
+    assert Scores(torch.tensor([[9, 1], [0, 0]])).skill == 0
 
 
 class Brightness(torch.nn.Module):

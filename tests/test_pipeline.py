@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
+import torch
 from conftest import ROOT, TINY, flags, start_script, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,6 +16,7 @@ from distill.batch import UNLABELLED
 from distill.config import ConfigError
 from distill.config_parse import parse
 from distill.losses import TERMS
+from distill.metrics import Scores
 from distill.pipeline import distil, main
 
 
@@ -94,7 +96,7 @@ def test_a_run_of_every_family_of_terms(finished, tmp_path, family):
 def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):
     settings = {"data__format": "camvid", "data__root": camvid, "export__enabled": False}
     shutil.copytree(camvid / "train", camvid / "more")
-    config = tiny_config(tmp_path / "run", data__unlabelled="more", **settings)
+    config = tiny_config(tmp_path / "run", data__unlabelled="more", teacher__allow_near_chance="true", **settings)
     seen: dict[str, list[float]] = {}
     count = train.update
 
@@ -104,7 +106,6 @@ def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "update", counted)
-        patch.setattr(teacher, "NEAR_CHANCE", 0)
         distil(config)
     assert {stage: any(shares) for stage, shares in seen.items()} == {
         "teacher": False,
@@ -162,7 +163,38 @@ def test_a_teacher_near_chance_is_refused(finished, tmp_path, capsys, monkeypatc
     message = capsys.readouterr().err
     assert "near chance" in message
     assert "class order" in message
+    assert "teacher.allow_near_chance true" in message
     assert not (tmp_path / "run" / "student").exists()
+    # The switch lets it through, and so does a teacher that has not seen every image once: it is a trial.
+    for settings in (
+        {"teacher__checkpoint": str(finished[0]), "teacher__allow_near_chance": "true"},
+        {"teacher__max_train_steps": 3},
+    ):
+        config = tiny_config(tmp_path / "ok", baseline__enabled="false", export__enabled="false", **settings)
+        assert main(config) == 0
+        assert "warning: teacher (" in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "ok")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "good"),
+    [
+        ([[986_000, 4_000], [4_000, 6_000]], True),  # 1 % foreground, precision and recall 0.6
+        ([[4_000, 986_000], [6_000, 4_000]], False),  # the same, its classes swapped
+        ([[990_000, 0], [10_000, 0]], False),
+        ([[891_000, 99_000], [9_000, 1_000]], False),
+        ([[500, 300, 200], [300, 500, 200], [200, 200, 600]], True),
+        ([[0, 900, 100], [100, 0, 900], [900, 100, 0]], False),
+        ([[1_000, 0], [0, 0]], True),  # one class in the validation masks: nobody can tell
+    ],
+)
+def test_good_teachers_of_thin_things_pass_and_useless_ones_do_not(matrix, good):
+    scores = Scores(torch.tensor(matrix))
+    if good:
+        teacher.check_teacher(scores, "x")
+    else:
+        with pytest.raises(ConfigError, match="near chance"):
+            teacher.check_teacher(scores, "x")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):

@@ -9,39 +9,54 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 
+from distill.batch import VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import datasets
 from distill.data.datasets import Dataset, Splits
+from distill.data.loading import View
+from distill.data.transforms import build_transform
 
 MAX_LISTED = 20  # bad files named in one message
+AUGMENTED = 16  # times that the smallest image is augmented, to see whether it can be
 MAX_RECORD_BYTES = 10_000
 # A verdict is that of this code.
 CODE = b"".join(Path(source).read_bytes() for source in (__file__, str(datasets.__file__)))
 
 
-def check_splits(splits: Splits, level: str, progress: Callable[..., Iterable[int]] = lambda x, **_: x) -> None:
-    """Looks at every file.
+def check_splits(
+    splits: Splits, config: DataConfig, progress: Callable[..., Iterable[int]] = lambda x, **_: x
+) -> list[int] | None:
+    """Looks at every file, as `data.check` says: not at all, at its header, or decoded with every label.
 
     Args:
         splits: the data.
-        level: `off`, `headers` (open every file) or `full` (decode every file and look at every label).
+        config: where it came from.
         progress: wraps the loop over items, such as tqdm.
 
+    Returns:
+        Pixels of the training masks by class, void last; None unless every label was looked at.
+
     Raises:
-        ConfigError: names the bad files, one a line if there are several.
+        ConfigError: names the bad files, one a line if there are several, or says what the labels lack.
     """
+    if config.check == "off":
+        return None
     problems: list[str] = []
     seen: dict[str, Path] = {}
-    if level == "off":
-        return
+    pixels = {split: np.zeros(256, np.int64) for split, _ in _named(splits)}
+    smallest: dict[str, tuple[int, int]] = {}  # shorter side and index
     for split, dataset in _named(splits):
         for index in progress(range(len(dataset)), desc=f"checking {split}", leave=False):
             try:
                 dataset.inspect(index)
-                if level == "full":
-                    dataset.read(index)
+                if config.check == "full":
+                    _, mask = dataset.read(index)
+                    pixels[split] += np.bincount(mask.ravel(), minlength=256)
+                    side = min(mask.shape), index
+                    smallest[split] = min(smallest.get(split, side), side)
                 for image in dataset.files[index][:1]:
                     with image.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -57,6 +72,50 @@ def check_splits(splits: Splits, level: str, progress: Callable[..., Iterable[in
         more = len(problems) - MAX_LISTED
         listed = "\n  ".join(problems[:MAX_LISTED] + ([f"… and {more} more"] if more > 0 else []))
         raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} bad files:\n  {listed}")
+    if config.check != "full":
+        return None
+    for split, dataset in _named(splits):
+        if split != "val":
+            view = View(dataset, build_transform(config), seed=0)
+            for epoch in range(AUGMENTED):
+                view[epoch, smallest[split][1]]
+    if not pixels["val"][:VOID].any():
+        raise ConfigError(
+            f"data.ignore_index: no pixel of the {len(splits.val)} validation masks has a class, so nothing can be "
+            f"scored; check {config.ignore_index} and the masks"
+        )
+    found = [int(n) for n in (*pixels["train"][: len(splits.classes)], pixels["train"][VOID])]
+    check_labels(found, splits.classes, config)
+    return found
+
+
+def check_labels(pixels: Sequence[int], classes: Sequence[str], config: DataConfig) -> None:
+    """Stops before a training on labels that lack a class, or that are void for the most part.
+
+    Args:
+        pixels: of the training masks by class, void last.
+        classes: their names.
+        config: where they came from; drawn scenes are right as they are, however few.
+
+    Raises:
+        ConfigError: says what is missing and the likely cause.
+    """
+    void = pixels[-1] / max(1, sum(pixels))
+    missing = [f"{name!r} (id {i})" for i, name in enumerate(classes) if not pixels[i]]
+    found, cures = [], []
+    if missing and not config.allow_missing_classes:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        found.append(f"no training mask shows {listed}")
+        cures.append("data.allow_missing_classes true")
+    if void > config.max_void_share:
+        found.append(f"{100 * void:.1f} % of the training masks' pixels are void")
+        cures.append(f"data.max_void_share above {void:.3f}")
+    if config.format == "synthetic" or not found:
+        return
+    cause = "are data.classes all the classes, in the order of their ids"
+    if void > config.max_void_share:
+        cause = f"does the label {config.ignore_index} mean a class, as in masks of 0 and 255 (store ids 0, 1, …)"
+    raise ConfigError(f"data.classes: {' and '.join(found)}; {cause}? If it is meant: {' and '.join(cures)}")
 
 
 def check_once(
@@ -86,9 +145,11 @@ def check_once(
     known = _read(record)
     if found and known.get("sha256") == found and known.get("check") in ("full", config.check):
         say(f"checked already: {len(files)} files, none has changed")
+        if known.get("labels"):
+            check_labels(known["labels"], splits.classes, config)
         return known
-    check_splits(splits, config.check, progress)
-    return {"check": config.check, "files": len(files), "sha256": found} if found else None
+    labels = check_splits(splits, config, progress)
+    return {"check": config.check, "files": len(files), "sha256": found, "labels": labels} if found else None
 
 
 def fingerprint(splits: Splits, config: DataConfig) -> str | None:
@@ -97,7 +158,8 @@ def fingerprint(splits: Splits, config: DataConfig) -> str | None:
     A file stands there with its path, size, inode and times, so one whose content changes behind the file system's
     back (a failing disk) goes unnoticed here. It is still named when it is read, unless it decodes.
     """
-    settings = [config.format, splits.classes, config.ignore_index, config.max_pixels, PIL.__version__]
+    settings: list[Any] = [config.format, splits.classes, config.ignore_index, config.max_pixels, PIL.__version__]
+    settings += [config.augmentations, config.crop_size, config.image_size]  # whether small images bear them
     known = hashlib.sha256(json.dumps(settings).encode() + CODE)
     try:
         for split, dataset in _named(splits):

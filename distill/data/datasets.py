@@ -115,6 +115,10 @@ def open_splits(config: DataConfig) -> Splits:
         if not root.is_dir():
             raise ConfigError(f"data.root: {root} is not a folder")
         train, val = (_files(config, root / images, root / masks, len(classes), void) for images, masks in folders)
+    if len(classes) < 2:
+        raise ConfigError(f"data.classes: {list(classes)} leaves nothing to decide; name the background as a class too")
+    if twice := [name for i, name in enumerate(classes) if name in classes[:i]]:
+        raise ConfigError(f"data.classes: {twice[0]!r} stands twice; give each class a name of its own")
     if len(classes) > MAX_CLASSES:
         raise ConfigError(f"data.classes: {len(classes)} classes; masks of 8 bits hold at most {MAX_CLASSES}")
     if len(palette) != len(classes) or any(len(color) != 3 for color in palette):

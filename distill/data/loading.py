@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from distill.batch import Batch
+from distill.config import ConfigError
 from distill.data.datasets import Dataset
 from distill.data.transforms import Transform
 
@@ -74,7 +75,7 @@ class StepSampler(Sampler[list[Key]]):
         return epoch, int(self._orders[which][1][place]) + which * self.lengths[0]
 
 
-class _View(TorchDataset):
+class View(TorchDataset):
     """Augmented items of a data set, by (epoch, index)."""
 
     def __init__(self, dataset: Dataset, transform: Transform | None, seed: int):
@@ -87,7 +88,14 @@ class _View(TorchDataset):
         epoch, index = key
         image, mask = self.dataset.read(index)
         if self.transform:
-            image, mask = self.transform(image, mask, (self.seed, epoch, index))
+            try:
+                image, mask = self.transform(image, mask, (self.seed, epoch, index))
+            except Exception as error:  # OpenCV's, NumPy's and albumentations' own
+                name = (*self.dataset.files[index], self.dataset.names[index])[0]
+                size, reason = f"{image.shape[1]}×{image.shape[0]}", " ".join(str(error).split())[:150]
+                raise ConfigError(
+                    f"{name}: is {size}, which data.augmentations cannot work on ({reason}); remove it or change them"
+                ) from error
         return image, mask, self.dataset.names[index]
 
 
@@ -105,7 +113,7 @@ def train_batches(
         ChildProcessError: a worker died or was waited for longer than `timeout_seconds`; names the images.
     """
     loader = DataLoader(
-        _View(dataset, transform, sampler.seed),
+        View(dataset, transform, sampler.seed),
         batch_sampler=sampler,
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers else None,  # a data set is made of closures

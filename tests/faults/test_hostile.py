@@ -152,7 +152,7 @@ def data(folder: Path, name: str) -> None:
     """Looks at a data set with a bad file."""
     BAD[name][0](draw(folder))
     config = tiny_config(folder / "run", data__root=folder, **SETTINGS)
-    check_splits(open_splits(config.data), "full")
+    check_splits(open_splits(config.data), config.data)
 
 
 def webp(folder: Path) -> None:
@@ -164,7 +164,7 @@ def webp(folder: Path) -> None:
         b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
     )
     config = tiny_config(folder / "run", data__root=folder, **SETTINGS)
-    check_splits(open_splits(config.data), "full")
+    check_splits(open_splits(config.data), config.data)
 
 
 def victim(folder: Path, name: str) -> None:
