@@ -143,6 +143,33 @@ def test_one_class_and_one_pixel_give_numbers(name, size, classes):
         assert torch.isfinite(value) and torch.isfinite(grads).all()
 
 
+def all_zero(x):
+    return x * 0
+
+
+def constant(x):
+    return x * 0 + 0.1
+
+
+def one_place_zero(x):
+    return x.index_fill(-1, torch.tensor([2]), 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("function", [all_zero, constant, one_place_zero])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_maps_that_say_nothing_have_no_steep_slope(name, function, whose):
+    """Directions and correlations of what has none are 0 / 0: no gradient comes from there."""
+    student, teacher, mask = scene(17, classes=3, size=(16, 16))
+    student, teacher = (change(o, lambda x: x.float()) for o in (student, teacher))
+    term = make(name, student, teacher, 3).float()
+    said = {"student": student, "teacher": teacher}
+    said[whose] = change(said[whose], function)
+    value, grads = run(term, said["student"], said["teacher"], Target.of(mask))
+    assert torch.isfinite(value)
+    assert grads.norm() < 20
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_computed_in_float32(name):
     student, teacher, mask = scene(6)

@@ -263,6 +263,14 @@ def test_memory_takes_places_of_their_class_and_only_in_training():
             assert not is_filled or (here - entry).norm(dim=1).min() < 1e-12
 
 
+def test_places_are_drawn_in_proportion_to_their_pixels():
+    term = CIRKD(pixels_per_image=7000, pixel_slots=7000, region_memory=0)
+    term.build({"decoder": 3, "logits": 1}, {"decoder": 3, "logits": 1})
+    torch.manual_seed(0)
+    term.remember(torch.eye(3).view(1, 3, 1, 3), torch.tensor([1.0, 2.0, 4.0]).view(1, 1, 1, 3))
+    assert term.pixels.contents()[0].sum(0).tolist() == pytest.approx([1000, 2000, 4000], rel=0.1)
+
+
 def test_layers_without_channels_are_skipped_with_a_message():
     student, teacher, mask = scene(12)
     student.features["encoder.3"] = torch.zeros(2, 0, 5, 7)

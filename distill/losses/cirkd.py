@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,8 +61,13 @@ class CIRKD(MapTerm):
 
     Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, 2022, arXiv:2204.06986. It
     relates the images of a micro-batch, and the memory holds what came before: a step split differently gives a
-    different value. The mini-batch part is averaged over the step's micro-batches. Each process has its own memory
-    unless buffers are broadcast. Only labelled pixels enter the memory; images without labels learn from it.
+    different value. The mini-batch part is averaged over the step's micro-batches, and pairs images of one process.
+    The memory is one for all processes, which exchange what they add to it. Only labelled pixels enter it; images
+    without labels learn from it.
+
+    Where the authors' program is another: their projection has BatchNorm; they compare with a random part of the
+    memory, which starts full of noise, and here with all that is filled; they add up to 16 different places of a class
+    and image, here `pixels_per_image`, drawn in proportion to the class's pixels there, with repetition.
     """
 
     def __init__(
@@ -146,14 +152,35 @@ class CIRKD(MapTerm):
 
     @torch.no_grad()
     def remember(self, teacher: Tensor, counts: Tensor) -> None:
-        """Puts places and mean features of the teacher's map into the memories, one image after the other."""
-        counts = counts.flatten(2)
-        features = teacher.flatten(2)
-        present = counts.sum(2) > 0
-        means = prototypes_of(features, counts)
-        for n in range(len(features)):
-            if self.region_memory:
-                self.regions.push(means[n], present[n])
-            for _ in range(self.pixels_per_image if self.pixel_memory else 0):
-                chosen = (torch.rand(counts[n].shape, device=counts.device) * counts[n]).argmax(1)
-                self.pixels.push(features[n, :, chosen].T, present[n])
+        """Puts places and mean features of the teacher's map into the memories, image by image of all processes."""
+        counts, features = counts.flatten(2), teacher.flatten(2)
+        present = of_all_processes(counts.sum(2)) > 0
+        if self.region_memory:
+            for means, here in zip(of_all_processes(prototypes_of(features, counts)), present, strict=True):
+                self.regions.push(means, here)
+        if self.pixel_memory:
+            drawn = torch.stack([draw(features, counts) for _ in range(self.pixels_per_image)], 1)
+            for places, here in zip(of_all_processes(drawn), present, strict=True):
+                for vectors in places:
+                    self.pixels.push(vectors, here)
+
+
+def draw(features: Tensor, counts: Tensor) -> Tensor:
+    """The vector of one place for each class and image `[N, K, C]`, drawn in proportion to the class's pixels there.
+
+    Args:
+        features: `[N, C, P]`.
+        counts: pixels of each class `[N, K, P]`; a class without any gets the first place.
+    """
+    # Of waiting times with rates proportional to the counts, each is the shortest in proportion to its rate.
+    place = (counts / torch.empty_like(counts).exponential_()).argmax(2)
+    return features.transpose(1, 2).gather(1, place.unsqueeze(2).expand(-1, -1, features.shape[1]))
+
+
+def of_all_processes(x: Tensor) -> Tensor:
+    """Equally shaped tensors of all processes, joined along the first axis in the order of their ranks."""
+    if not dist.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

@@ -24,7 +24,9 @@ def mean_squared_error(student: Tensor, teacher: Tensor, cells: Cells, target: T
 class Hint(MapTerm):
     """Hints: mean squared error between the teacher's features and the student's behind a 1×1 adapter.
 
-    Mean over channels and pixels. Romero et al., FitNets: Hints for Thin Deep Nets, 2015, arXiv:1412.6550.
+    Mean over channels and pixels. Romero et al., FitNets: Hints for Thin Deep Nets, 2015, arXiv:1412.6550; their
+    regressor is a convolution as wide as the difference of the maps' sizes asks for, which are resized here, they train
+    towards the hint first and towards the labels after, and they take half the sum of the squares.
     """
 
     adapts: ClassVar[bool] = True
@@ -108,7 +110,8 @@ class MGD(MapTerm):
 
     Squared error, mean over channels and over the pixels that are not void; the paper's sum over channels and places
     of an image is this × C·h·w. The holes come from torch's random generator. The 3×3 convolutions of the adapter see
-    void places, as the networks do. Yang et al., Masked Generative Distillation, 2022, arXiv:2205.01529.
+    void places, as the networks do. Yang et al., Masked Generative Distillation, 2022, arXiv:2205.01529; their program
+    has the 1×1 convolution before the holes only where the channels differ, here it is there always.
     """
 
     adapts: ClassVar[bool] = True

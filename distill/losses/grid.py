@@ -14,10 +14,18 @@ from torch import Tensor
 
 from distill.batch import VOID
 
+ROUNDINGS = 64  # a constant's own mean was up to 8 of them beside it, over a million entries
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision becomes float32; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def unless_constant(centred: Tensor, x: Tensor, dim: int) -> Tensor:
+    """`centred` (x less its mean); 0, and without gradient, where x is constant along an axis but for rounding."""
+    variance, size = (y.detach().square().sum(dim, keepdim=True) for y in (centred, x))
+    return centred.masked_fill(variance <= size * (ROUNDINGS * torch.finfo(x.dtype).eps) ** 2, 0)
 
 
 def pixel_centres(size: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.batch import Target
 from distill.losses.base import LOGITS, MapTerm
-from distill.losses.grid import Cells
+from distill.losses.grid import Cells, unless_constant
 
 
 def log_softmax_over(scores: Tensor, counts: Tensor, temperature: float) -> Tensor:
@@ -42,7 +42,9 @@ class CWD(MapTerm):
 
     T² · mean over channels of KL(softmax over places of teacher / T ‖ that of student / T), mean over images. Shu et
     al., Channel-wise Knowledge Distillation for Dense Prediction, 2021, arXiv:2011.13256. Features with other channel
-    counts go through a 1×1 adapter. Relates the pixels of an image, and so counts images, not pixels: exact under any
+    counts go through a 1×1 adapter. A place counts as often as it has pixels, in the authors' program once: on
+    logits of a head with `align_corners` the cells of the edge have half as many pixels as others, and count half,
+    those of the corners a quarter. Relates the pixels of an image, and so counts images, not pixels: exact under any
     split of a step into micro-batches with equally many images; an image that is all void counts 0.
     """
 
@@ -85,7 +87,8 @@ class DIST(MapTerm):
       classes. It relates the pixels of a micro-batch, and is averaged over the step's micro-batches.
 
     Huang et al., Knowledge Distillation from a Stronger Teacher, 2022, arXiv:2205.10536. Where either side does not
-    vary there is nothing to correlate: that part is 1 and has no gradient.
+    vary, but for rounding, there is nothing to correlate: that part is 1 and has no gradient. Cells of the edge count
+    as in `CWD`; in the authors' program each counts once.
     """
 
     def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0):
@@ -121,5 +124,6 @@ class DIST(MapTerm):
 def correlation(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     """Pearson's correlation over the last axis, whose entries count `weights` times; 0 where one is constant."""
     share = weights / weights.sum().clamp(min=1e-12)
-    a, b = ((x - (x * share).sum(-1, keepdim=True)) * share.sqrt() for x in (a, b))
+    root = share.sqrt()
+    a, b = (unless_constant((x - (x * share).sum(-1, keepdim=True)) * root, x * root, -1) for x in (a, b))
     return F.cosine_similarity(a, b, -1)

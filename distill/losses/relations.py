@@ -14,6 +14,13 @@ from distill.losses.base import MapTerm
 from distill.losses.grid import Cells
 
 
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """Vectors of length 1 along an axis; one that is 0 points nowhere, and so stays 0 and takes no gradient."""
+    shortest = 1e-12
+    longer = vectors.detach().norm(dim=dim, keepdim=True) > shortest
+    return torch.where(longer, F.normalize(vectors, dim=dim, eps=shortest), 0)
+
+
 def nodes(features: Tensor, counts: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """A map pooled to at most `side` × `side` nodes, each the mean of its pixels that are not void.
 
@@ -29,7 +36,7 @@ def nodes(features: Tensor, counts: Tensor, side: int) -> tuple[Tensor, Tensor]:
     size = (min(side, features.shape[2]), min(side, features.shape[3]))
     weights = F.adaptive_avg_pool2d(counts.unsqueeze(1), size)
     pooled = F.adaptive_avg_pool2d(torch.where(counts.unsqueeze(1) > 0, features, 0) * counts.unsqueeze(1), size)
-    vectors = F.normalize((pooled / weights.clamp(min=1e-12)).flatten(2).transpose(1, 2), dim=-1)
+    vectors = unit((pooled / weights.clamp(min=1e-12)).flatten(2).transpose(1, 2), -1)
     weights = weights.flatten(1)
     return vectors, weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
@@ -91,7 +98,7 @@ class IFVD(MapTerm):
     def similarity(features: Tensor, counts: Tensor) -> Tensor:
         """Cosine between each place of `[N, C, h, w]` and each class's prototype: `[N, K, P]`."""
         features = features.flatten(2)
-        return F.normalize(prototypes_of(features, counts), dim=2) @ F.normalize(features, dim=1)
+        return unit(prototypes_of(features, counts), 2) @ unit(features, 1)
 
 
 def prototypes_of(features: Tensor, counts: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import tiny_config
 from harness import Figure, digests, distil, run
+from safetensors.torch import load_file
 from test_kills import SETTINGS
 from test_metrics import Brightness, made_up
-from test_train import run_of
+from test_train import run_of, teacher_of
 from torch import nn
 
 import distill.run
@@ -21,7 +22,7 @@ import distill.state
 import distill.train
 from distill import models
 from distill.batch import VOID
-from distill.data import Dataset, Splits
+from distill.data import Dataset, Splits, open_splits
 from distill.evaluate import evaluate
 from distill.launch import start
 from distill.teacher import Teacher
@@ -111,6 +112,38 @@ def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optim
     accelerator.end_training()
 
 
+def _memory_rank(folder: Path, batch: int) -> None:
+    """Trains with a memory; the last state holds it."""
+    config = tiny_config(
+        folder,
+        student__max_train_steps=2,
+        per_device_train_batch_size=batch,
+        cirkd__weight=0.1,
+        eval_steps=1000,
+        checkpointing_steps=1000,
+    )
+    accelerator = start(config)
+    run = distill.run.Run(config, accelerator, open_splits(config.data))
+    distill.train.train(run, "student", {}, teacher_of(run))
+    accelerator.end_training()
+
+
+def _average_rank(folder: Path) -> None:
+    """Trains with a moving average, and scores again what the first process kept."""
+    config = tiny_config(folder, optimizer__ema_decay=0.9, keep="last", student__max_train_steps=3)
+    accelerator = start(config)
+    run = distill.run.Run(config, accelerator, open_splits(config.data))
+    network, state = distill.train.train(run, "baseline", {})
+    if accelerator.is_main_process:
+        models.save(network, folder / "kept")
+    accelerator.wait_for_everyone()
+    kept = models.load(folder / "kept", run.splits.classes, config.student.mean, config.student.std)
+    again = run.evaluate({"student": kept}).scores["student"].mean_iou
+    if accelerator.is_main_process:
+        (folder / "scores.json").write_text(json.dumps([state.best["mean_iou"], again]))
+    accelerator.end_training()
+
+
 def _uneven(index: int) -> tuple[np.ndarray, np.ndarray]:
     """An image of noise; every other mask has labels on 2 % of its pixels, one has none at all."""
     rng = np.random.default_rng(index)
@@ -186,6 +219,25 @@ def test_workers_do_not_change_the_bits(tmp_path):
 def test_processes_and_micro_batches_do_not_change_the_answer(tmp_path):
     figure = processes(6, ((1, 1), (1, 2), (2, 1)), ("sgd",), tmp_path)
     assert figure.ok, figure.failures
+
+
+def test_what_is_scored_is_what_is_kept(tmp_path):
+    """Processes see other images, so their moving averages hold other statistics."""
+    run(_average_rank, (tmp_path,), 2, tmp_path / "log")
+    then, again = json.loads((tmp_path / "scores.json").read_text())
+    assert then == again
+
+
+def test_processes_share_one_memory(tmp_path):
+    memories = []
+    for world in (1, 2):
+        run(_memory_rank, (tmp_path / str(world), 4 // world), world, tmp_path / f"{world}.log")
+        (state,) = (tmp_path / str(world) / "training" / "student").glob("checkpoint-*/model.safetensors")
+        memories.append({k.split("cirkd.")[1]: v for k, v in load_file(state).items() if "cirkd." in k})
+    for name in ("pixels.pushed", "regions.pushed", "regions.entries"):
+        one, two = (memory[name] for memory in memories)
+        assert one.any()
+        assert torch.allclose(one, two, atol=1e-4), name
 
 
 def test_every_step_starts_without_gradients(tmp_path, monkeypatch):
