@@ -205,6 +205,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--flip", action="store_true", help="also look at the mirrored image")
     parser.add_argument("--worst", type=int, default=5, help="strips of so many images are saved, the worst first")
     parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="%(default)s if not given")
+    parser.add_argument("--trusted", action="store_true", help="run ONNX files without limits on memory and time")
     parser.add_argument("--num_threads", type=int, default=0, help="the libraries' choice if not given")
     args, rest = parser.parse_known_args(argv)
     for name, values in (("window", args.window or [1]), ("scales", args.scales)):
@@ -222,8 +223,8 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     dataset: Dataset = getattr(splits, args.split)
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    model = open_model(args.model, args.num_threads)
-    teacher = open_model(args.teacher, args.num_threads) if args.teacher else None
+    model = open_model(args.model, args.num_threads, args.trusted)
+    teacher = open_model(args.teacher, args.num_threads, args.trusted) if args.teacher else None
     for path, one in ((args.model, model), (args.teacher, teacher)):
         if one and one.classes != splits.classes:
             raise ConfigError(f"{path}: has the classes {one.classes}, the data {splits.classes}")

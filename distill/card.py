@@ -71,10 +71,11 @@ With onnxruntime alone; scaling, normalisation and padding are in the file, imag
 
 ```python
 import numpy as np, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("model.onnx")
-image = np.asarray(Image.open("image.jpg").convert("RGB"))[None]  # uint8 [N, H, W, 3]
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # as viewers show it
+image = np.asarray(image)[None]  # uint8 [N, H, W, 3]
 mask = session.run(["mask"], {{"image": image}})[0][0]  # uint8 [H, W], class ids
 ```
 

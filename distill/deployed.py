@@ -1,6 +1,7 @@
 """A finished network as others meet it, an ONNX file, an SMP folder or a run, behind one interface.
 
-ONNX files are run by onnxruntime alone; torch is imported only for a folder.
+ONNX files are run by onnxruntime alone, in a process with limits on memory and time (`sandbox`): a file of a kilobyte
+can ask for any amount of both. Torch is imported only for a folder.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from distill import sandbox
 from distill.config import ConfigError
 from distill.pictures import made_up_palette
 
 OWN_DOMAINS = ("", "ai.onnx")  # of operators that onnxruntime brings itself
 MAX_CLASSES = 254
+# What a file run in a process of its own may take. Measured on FPN, Unet and Segformer: 2.7 bytes per byte of the file,
+# 300 to 2,000 bytes and 2 to 9 µs per pixel on one core.
+MAX_FILE_BYTES = 1 << 31  # protobuf reads no more
+BASE_BYTES, BYTES_PER_FILE_BYTE, BYTES_PER_PIXEL = 200_000_000, 6, 8_000
+BASE_SECONDS, SECONDS_PER_PIXEL = 20, 100e-6
 
 
 class Segmenter(Protocol):
@@ -39,12 +46,13 @@ class Segmenter(Protocol):
         """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
 
 
-def open_model(path: Path, threads: int = 0) -> Segmenter:
+def open_model(path: Path, threads: int = 0, trusted: bool = False) -> Segmenter:
     """A network from wherever it lies.
 
     Args:
         path: an ONNX file, a folder written by SMP's `save_pretrained`, or a run (its student, as ONNX if exported).
         threads: that an ONNX file runs on; 0 leaves it to onnxruntime.
+        trusted: run an ONNX file in this process, without limits on memory and time.
 
     Raises:
         ConfigError: none of these, or one that cannot be used.
@@ -54,7 +62,7 @@ def open_model(path: Path, threads: int = 0) -> Segmenter:
         if (path / "model.onnx").is_file():
             path = path / "model.onnx"
     if path.is_file():
-        return OnnxModel(path, threads)
+        return OnnxModel(path, threads) if trusted else OnnxProcess(path, threads)
     if not (path / "config.json").is_file():
         state = "is none of them" if path.exists() else "is not there"
         raise ConfigError(f"{path}: expected an ONNX file, a folder written by SMP's save_pretrained or a run; {state}")
@@ -63,8 +71,66 @@ def open_model(path: Path, threads: int = 0) -> Segmenter:
     return SmpFolder(path)
 
 
+class OnnxProcess:
+    """An ONNX file of anybody's, run in a process with limits on memory and time.
+
+    Args:
+        path: the file.
+        threads: that it runs on; 0 leaves it to onnxruntime.
+
+    Raises:
+        ConfigError: not such a file, or one that needs more than it may; every answer of a process that had to be
+            stopped is a `SandboxError`.
+    """
+
+    def __init__(self, path: Path, threads: int = 0):
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: has {size:,} bytes; an ONNX file has at most {MAX_FILE_BYTES:,}")
+        self.process = sandbox.Sandbox(
+            "from distill.deployed import serve; serve()",
+            str(path),
+            BASE_BYTES + BYTES_PER_FILE_BYTE * size,
+            "; --trusted runs it without limits, if you trust it",
+        )
+        told, _ = self.process.ask(BASE_SECONDS + size * 1e-6, path=str(path), threads=threads)
+        self.classes: list[str] = told["classes"]
+        self.palette = [(r, g, b) for r, g, b in told["palette"]]
+
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        return self.run("mask", image)
+
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        return self.run("logits", image)
+
+    def run(self, output: str, image: np.ndarray) -> np.ndarray:
+        """One output for one image."""
+        pixels = image.shape[0] * image.shape[1]
+        seconds, memory = BASE_SECONDS + pixels * SECONDS_PER_PIXEL, pixels * BYTES_PER_PIXEL
+        _, array = self.process.ask(seconds, memory, image, output=output)
+        if array is None:
+            raise ConfigError(f"{self.process.name}: gives no {output}")
+        return array
+
+
+def serve() -> None:
+    """In the process of an `OnnxProcess`: opens the file, then answers for images."""
+    opened: list[OnnxModel] = []
+
+    def answer(request: dict[str, Any], image: np.ndarray | None) -> sandbox.Message:
+        if image is None:
+            model = OnnxModel(Path(request["path"]), request["threads"])
+            opened.append(model)
+            return {"classes": model.classes, "palette": model.palette}, None
+        return {}, opened[0].run(request["output"], image)
+
+    sandbox.serve(answer)
+
+
 class OnnxModel:
-    """A file that takes raw images, as `export_onnx` writes it.
+    """A file that takes raw images, as `export_onnx` writes it, run in this process: for files that this project wrote.
 
     Args:
         path: the file.
@@ -172,4 +238,6 @@ def _metadata(path: Path, entries: dict[str, str]) -> tuple[list[str], list[tupl
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, MemoryError) or sandbox.OUT_OF_MEMORY.search(str(error)):
+        return "out of memory"
     return " ".join(str(error).split())[:200] or type(error).__name__

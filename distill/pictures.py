@@ -8,9 +8,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 VOID_COLOR = (96, 96, 96)
+TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
 GAP, TITLE = 4, 18  # pixels between panels and above them
 
 Palette = Sequence[Sequence[int]]
+
+
+def decoded_pixels(image: Image.Image) -> int:
+    """Pixels that decoding an opened image takes: a tile of a TIFF may be larger than its image, yet is decoded."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (int(tags.get(tag, 0)) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT))
+    return max(image.width * image.height, width * height)
 
 
 def made_up_palette(classes: int) -> list[tuple[int, int, int]]:

@@ -82,3 +82,55 @@ def foreign(path: Path) -> Path:
     model.graph.node.append(helper.make_node("If", ["yes"], ["x"], then_branch=inner, else_branch=inner))
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def swollen(path: Path, operator: str) -> Path:
+    """The same whose mask waits for an operator that asks for 13 GB, or for a loop that never ends.
+
+    Args:
+        path: where the file goes.
+        operator: `ConstantOfShape` (while the file is opened), `Expand` (while it is run) or `Loop`.
+    """
+    model = build()
+    graph, name = model.graph, numpy_helper.from_array
+    if operator == "Loop":
+        body = helper.make_graph(
+            [
+                helper.make_node("Identity", ["go"], ["still"]),
+                helper.make_node("Add", ["x", "x"], ["y"]),
+            ],
+            "body",
+            [
+                helper.make_tensor_value_info("i", TensorProto.INT64, []),
+                helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("x", TensorProto.INT64, []),
+            ],
+            [
+                helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("y", TensorProto.INT64, []),
+            ],
+        )
+        graph.initializer.extend([name(np.array(True), "yes"), name(np.int64(2**62), "often")])
+        nodes = [
+            helper.make_node("ReduceMax", ["best"], ["peak"], keepdims=0),
+            helper.make_node("Loop", ["often", "yes", "peak"], ["huge"], body=body),
+        ]
+    else:
+        shape = np.array([100, 5700, 5700], np.int64)
+        graph.initializer.append(name(shape, "shape"))
+        if operator == "ConstantOfShape":
+            nodes = [helper.make_node("ConstantOfShape", ["shape"], ["filled"])]
+        else:
+            nodes = [
+                helper.make_node("ReduceMax", ["logits"], ["peak"], keepdims=0),
+                helper.make_node("Expand", ["peak", "shape"], ["filled"]),
+            ]
+        nodes += [
+            helper.make_node("ReduceMax", ["filled"], ["top"], keepdims=0),
+            helper.make_node("Cast", ["top"], ["huge"], to=TensorProto.INT64),
+        ]
+    graph.node[-1].input[0] = "sum"
+    last = graph.node.pop()
+    graph.node.extend([*nodes, helper.make_node("Add", ["best", "huge"], ["sum"]), last])
+    path.write_bytes(model.SerializeToString())
+    return path

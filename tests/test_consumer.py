@@ -10,6 +10,8 @@ import onnx_files
 import onnxruntime
 from PIL import Image
 
+from distill.media import read_image
+
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_TORCH = "import sys\nfor name in ('torch', 'segmentation_models_pytorch', 'timm'): sys.modules[name] = None\n"
 
@@ -26,14 +28,16 @@ def test_the_lines_of_the_readme_need_only_onnxruntime_numpy_and_pil(tmp_path):
     assert {name.split(" ")[0] for line in imported for name in line.split(", ")} == {"numpy", "onnxruntime", "PIL"}
     path = onnx_files.write(tmp_path / re.search(r'"(\S+\.onnx)"', code)[1])
     image = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
-    Image.fromarray(image).save(tmp_path / "image.jpg", quality=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a portrait photo: predict.py and viewers turn it
+    Image.fromarray(image).save(tmp_path / "image.jpg", quality=100, exif=exif)
     result = run(
         f"{code}\nassert not any(m.startswith('torch.') for m in sys.modules)\nnp.save('mask.npy', mask)", tmp_path
     )
     assert result.returncode == 0, result.stderr
     mask = np.load(tmp_path / "mask.npy")
-    decoded = np.asarray(Image.open(tmp_path / "image.jpg"))[None]
-    assert mask.dtype == np.uint8
+    decoded = read_image(tmp_path / "image.jpg")[None]
+    assert (mask.dtype, mask.shape) == (np.uint8, (41, 30))
     assert (mask == onnxruntime.InferenceSession(path).run(["mask"], {"image": decoded})[0][0]).all()
 
 

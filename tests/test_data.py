@@ -3,6 +3,7 @@ import random
 from pathlib import Path
 
 import albumentations as A
+import giant_files
 import numpy as np
 import pytest
 import torch
@@ -112,6 +113,10 @@ BAD_FILES = {
     "a bomb": (
         lambda c: Image.new("L", (9000, 9000)).save(c / "trainannot/train_2.png"),
         ("trainannot/train_2.png", "9000×9000", "max_pixels"),
+    ),
+    "a bomb of one tile": (
+        lambda c: giant_files.tile(c / "train/train_2.jpg"),
+        ("train/train_2.jpg", "10×10 in tiles of 675,168,256", "max_pixels"),
     ),
 }
 

@@ -6,10 +6,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
-    {"config", "config_terms", "config_parse", "batch", "pictures", "smp_files"},
+    {"config", "config_terms", "config_parse", "batch", "pictures", "smp_files", "sandbox"},
     {"models", "losses", "metrics", "data", "media", "scoring", "optimizer_file"},
     {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report", "eight_bits"},
-    {"run", "launch", "smp_folder", "deployed", "predict", "quantize", "half", "inference", "assess", "rounding"},
+    {
+        "run",
+        "launch",
+        "smp_folder",
+        "deployed",
+        "large",
+        "predict",
+        "quantize",
+        "half",
+        "inference",
+        "assess",
+        "rounding",
+    },
     {"state", "card", "files"},
     {"train"},
     {"results"},

@@ -17,7 +17,7 @@ from distill.batch import MAX_CLASSES, UNLABELLED, VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import synthetic, things
 from distill.data.transforms import resize_labels
-from distill.pictures import made_up_palette
+from distill.pictures import decoded_pixels, made_up_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -235,8 +235,9 @@ def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS)
         if not 0 < size <= 8 * max_pixels + 1_000_000:
             raise OSError(f"it has {size:,} bytes, more than data.max_pixels can take" if size else "it is empty")
         image = Image.open(path, formats=formats)
-        if image.width * image.height > max_pixels:  # before anything decodes it, as looking for tags does in a PNG
-            more = f"is {_size(image)}, more than data.max_pixels {max_pixels}"
+        if decoded_pixels(image) > max_pixels:  # before anything decodes it, as looking for tags does in a PNG
+            tiles = f" in tiles of {decoded_pixels(image):,}" if image.width * image.height <= max_pixels else ""
+            more = f"is {_size(image)}{tiles}, more than data.max_pixels {max_pixels}"
             raise ConfigError(f"{path}: {more}; set that or remove it")
         pictures, orientation = getattr(image, "n_frames", 1), image.getexif().get(0x0112, 1)
     except ConfigError:

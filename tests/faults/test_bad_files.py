@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import giant_files
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -182,6 +183,7 @@ BAD: dict[str, tuple[Callable[[Path], object], Sequence[str]]] = {
     "a bomb of a PNG": (write(MASK, png(30_000, 30_000, chunk(b"IDAT", BOMB))), (MASK, "max_pixels")),
     "a bomb of a BMP": (write(IMAGE, bmp(50_000, 50_000)), (IMAGE, "max_pixels")),
     "a bomb of a text": (write(MASK, png(WIDTH, HEIGHT, chunk(b"zTXt", b"a\0\0" + BOMB))), (MASK,)),
+    "a bomb of a TIFF's tile": (instead(IMAGE, giant_files.tile), (IMAGE, "max_pixels")),
     "a huge file": (instead(IMAGE, lambda p: sparse(p, 1 << 34)), (IMAGE, "bytes")),
     "a PostScript program": (write(IMAGE, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 64\n"), (IMAGE,)),
     "a GIF named png": (as_image(MASK, "L", kind="GIF"), (MASK,)),

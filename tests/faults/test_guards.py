@@ -24,6 +24,7 @@ class Guard:
 
 
 CHECKPOINT, TRAIN, DATA = "tests/test_checkpoint.py", "tests/test_train.py", "tests/test_data.py"
+PREDICT = "tests/test_predict.py"
 FAULTS = "tests/faults/"
 SAME_BITS = f"{TRAIN} -k same_bits"
 EXACT = f"{FAULTS}test_exactness.py -k micro_batches"
@@ -189,7 +190,9 @@ GUARDS = [
         "0 < size",
         f"{FAULTS}test_bad_files.py -k bad_files",
     ),
-    Guard("size before decoding", "data/datasets.py", "image.width * image.height > max_pixels", "False", DATA),
+    Guard("size before decoding", "data/datasets.py", "decoded_pixels(image) > max_pixels", "False", DATA),
+    Guard("tiles of a TIFF", "pictures.py", ", width * height)", ", 0)", f"{DATA} -k bad_files"),
+    Guard("absolute names of videos", "media.py", "os.path.abspath(path), cv2", "path, cv2", f"{PREDICT} -k network"),
     Guard("labels of the list", "data/datasets.py", "if (ids < 0).any():", "if False:", DATA),
     Guard(
         "labels below zero",
