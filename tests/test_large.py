@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import onnx_files
 import pytest
@@ -39,7 +41,7 @@ def test_windows_cover_a_length_and_overlap_by_a_third(length, window):
     window = min(window, length)
     tops = list(starts(length, window))
     assert (tops[0], tops[-1]) == (0, length - window)
-    assert all(b - a <= max(1, 2 * window / 3) for a, b in zip(tops, tops[1:], strict=False))
+    assert all(b - a <= max(1, 2 * window / 3) for a, b in itertools.pairwise(tops))
 
 
 @pytest.mark.parametrize("size", [(33, 70), (20, 30), (7, 100), (64, 11)])
