@@ -14,7 +14,7 @@ from distill.losses import TERMS
 from distill.report import files, latency, summary, table
 
 PUBLISHED = ("*.md", "*.json", "*.onnx", "model.safetensors")
-PRIVATE = ("stage.json",)  # settings with paths of this machine
+PRIVATE = ("stage.json", "*/*")  # settings with paths of this machine; a folder in there is none of ours
 
 
 def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None:

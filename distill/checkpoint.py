@@ -96,9 +96,7 @@ class Checkpoints:
             manifest = {"step": state.step, "best": state.best, "changes": state.changes, "facts": self.facts}
             write_json(temporary / MANIFEST, manifest | {"settings": self.settings, "files": files})
             (temporary / CHECKSUM).write_text(f"{sha256(temporary / MANIFEST)}  {MANIFEST}\n")
-            for path in temporary.iterdir():
-                _sync(path)
-            _sync(temporary)
+            _settle(temporary)
             if final.exists():
                 shutil.rmtree(final)  # only met when it was refused: a state that verifies is gone on from
             temporary.rename(final)
@@ -219,9 +217,7 @@ def publish(folder: Path, write: Callable[[Path], None], needed_bytes: int) -> N
     with writing(folder, needed_bytes):
         temporary.mkdir(parents=True)
         write(temporary)
-        for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+        _settle(temporary)
         temporary.rename(folder)
         _sync(folder.parent)
 
@@ -285,6 +281,24 @@ def _digest(path: Path) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     """Hash of a file's content."""
     return str(_digest(path)["sha256"])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed had not finished, anywhere in the folder of a run that is locked."""
+    for stale in list(folder.rglob(".*.tmp")):
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> None:
+    """Syncs the files of a folder, once they have the mode that the umask leaves; safetensors gives its own 0600."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.iterdir():
+        path.chmod(mode)
+        _sync(path)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

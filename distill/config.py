@@ -228,7 +228,8 @@ class Config(TermsConfig):
         logging_steps: write losses every so many steps.
         num_sample_images: validation images shown as strips in TensorBoard and the report.
         num_processes: stop unless that many processes really run; null does not care.
-        num_threads: threads a process on CPUs; null shares the cores among the processes.
+        num_threads: threads a process on CPUs; null takes OMP_NUM_THREADS where you set it, or else shares the
+            cores among the processes.
         push_to_hub: upload the student's folder to the Hugging Face Hub at the end; needs your token in HF_TOKEN.
         hub_model_id: where to: `user/name`; a repository that is new is private.
         timeout_seconds: a process or worker that makes the others wait longer ends the run.

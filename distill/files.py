@@ -90,7 +90,7 @@ def _in_8_bits(
         assert tuned is not None
         run.say("exporting the student that was tuned for 8 bits")
         before = json.loads(record.read_text()) if record.is_file() and small.is_file() else {"mean_iou": -1.0}
-        with TemporaryDirectory(dir=folder) as scratch:
+        with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as scratch:  # not in what is published
             file, result = Path(scratch) / "model.onnx", Path(scratch) / small.name
             about = metadata | {"weights_sha256": tuned_sha256}
             export_onnx(copy.deepcopy(tuned), file, splits.val, config, about, sizes=())

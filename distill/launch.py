@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import itertools
 import os
-import re
 import signal
 import socket
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TypeVar
@@ -27,10 +24,12 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
+    gather_object,
 )
 from torch.distributed import DistError, TCPStore
 
 from distill.config import Config, ConfigError
+from distill.launcher import asked_processes, asked_threads, follow
 
 T = TypeVar("T")
 ANSWER_SECONDS = 3
@@ -72,7 +71,7 @@ def start(config: Config) -> Accelerator:
             )
     except ValueError as error:
         raise ConfigError(f"mixed_precision: {config.mixed_precision!r}: {error}") from error
-    asked = config.num_processes or asked_of_launcher() or launched
+    asked = config.num_processes or asked_processes() or launched
     if accelerator.num_processes < asked:
         command = TWO_ON_CPU if accelerator.device.type == "cpu" else "accelerate launch --num_processes {n} …"
         raise ConfigError(
@@ -85,20 +84,10 @@ def start(config: Config) -> Accelerator:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(f"launched with {accelerator.distributed_type.value}; a small student needs plain DDP")
     if accelerator.device.type == "cpu":
-        # The launcher sets OMP_NUM_THREADS to 1 where nobody else did.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(config.num_threads or max(1, cores // local))
+        torch.set_num_threads(config.num_threads or asked_threads() or max(1, cores // local))
     return accelerator
-
-
-def asked_of_launcher() -> int | None:
-    """The `--num_processes` given to `accelerate launch`, which may start one process whatever it says."""
-    with suppress(OSError):
-        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        found = re.search(r"accelerate\S* launch .*--num_processes[ =](\d+)", command)
-        return int(found[1]) if found else None
-    return None
 
 
 @contextmanager
@@ -187,9 +176,7 @@ def stop_on_signal() -> Callable[[], bool]:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
-    if sys.platform == "linux":
-        # A launcher of one process dies of SIGTERM without passing it on; the kernel then tells us.
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    follow()  # a launcher of one process dies of SIGTERM without passing it on
     return lambda: bool(asked)
 
 
@@ -234,7 +221,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
         return action()
     result: T | None = None
     failure: list[Exception | None] = [None]
-    key = f"on_main/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_ACTIONS)}"
+    key = _key()
     if accelerator.is_main_process:
         with _beating(key):
             try:
@@ -242,14 +229,54 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
             except Exception as error:  # whatever it is, the others must not wait for ever
                 failure = [error]
     else:
-        _wait_for_main(key, accelerator.init_handler.timeout.total_seconds())
+        _wait_for(0, key, accelerator)
     broadcast_object_list(failure)
     if failure[0] is not None:
         raise failure[0]
     return result
 
 
+def from_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """What an action on the main process gives, on every process: only the main one needs to have its files.
+
+    Raises:
+        ConnectionError: the main process does not answer.
+    """
+    result = [on_main(accelerator, action)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(result)
+    return result[0]  # type: ignore[return-value]
+
+
+def on_all(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Runs an action on every process, for as long as each of them takes; if it fails on one, it fails on all.
+
+    Raises:
+        ConfigError: it failed on some of them; names the first, and its machine.
+        ConnectionError: a process does not answer.
+    """
+    if accelerator.num_processes == 1:
+        return action()
+    own, key, failure = accelerator.process_index, _key(), None
+    with _beating(f"{key}/{own}"):
+        try:
+            result = action()
+        except (ConfigError, OSError) as error:
+            failure = error
+    for rank in range(accelerator.num_processes):
+        if rank != own:
+            _wait_for(rank, f"{key}/{rank}", accelerator)
+    failures = gather_object([f"process {own} on {socket.gethostname()}: {failure}" if failure else ""])
+    if failed := [text for text in failures if text]:
+        raise ConfigError(failed[0]) from failure
+    return result
+
+
 _ACTIONS = itertools.count()  # every process counts the same ones
+
+
+def _key() -> str:
+    return f"action/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_ACTIONS)}"
 
 
 @contextmanager
@@ -273,16 +300,17 @@ def _beating(key: str) -> Iterator[None]:
         thread.join()
 
 
-def _wait_for_main(key: str, seconds: float) -> None:
-    """Returns when the main process is done, however long that takes, unless nothing is heard of it for `seconds`."""
+def _wait_for(rank: int, key: str, accelerator: Accelerator) -> None:
+    """Returns when a process is done, however long that takes, unless nothing is heard of it for `timeout_seconds`."""
     store, last, heard = _store(), b"", time.monotonic()
+    seconds = accelerator.init_handler.timeout.total_seconds()
     while last != DONE.encode():
         beat = store.get(key) if store.check([key]) else b""
         if beat != last:
             last, heard = beat, time.monotonic()
         elif time.monotonic() - heard > seconds:
             raise ConnectionError(
-                f"process 0 does not answer (waited timeout_seconds {seconds:.0f} s); the same command goes on from "
-                f"the last checkpoint"
+                f"process {rank} does not answer (waited timeout_seconds {seconds:.0f} s); the same command goes on "
+                f"from the last checkpoint"
             )
         time.sleep(BEAT_SECONDS / 10)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -18,21 +19,29 @@ from typing import IO, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from distill import models
-from distill.checkpoint import publish, refuse_other_settings, sha256, size_of, write_json, write_text
-from distill.config import HARMLESS, Config, ConfigError, dump, flatten
+from distill.checkpoint import (
+    publish,
+    refuse_other_settings,
+    remove_leftovers,
+    sha256,
+    size_of,
+    write_json,
+    write_text,
+)
+from distill.config import HARMLESS, Config, ConfigError, NetworkConfig, dump, flatten
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.export import ExportError
 from distill.files import exported, loses_too_much
-from distill.launch import lock, lost_are_named, on_main, start, stop_on_signal
+from distill.launch import from_main, lock, lost_are_named, on_all, on_main, start, stop_on_signal
 from distill.losses import TERMS
 from distill.losses.supervised import class_weights
 from distill.models import Network
 from distill.objective import build_objective
 from distill.results import collect, finish
 from distill.run import Run, Stopped
+from distill.smp_files import FILES
 from distill.teacher import Teacher, check_teacher
 from distill.train import train
 
@@ -95,13 +104,10 @@ def export(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> d
         return networks | {"int8": stage(run, "int8", teacher, networks["student"])}
 
     def written(these: dict[str, Network]) -> dict[str, Any]:
-        found = [on_main(run.accelerator, lambda: exported(run, these, results))]
-        if run.accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        return found[0] or {}
+        return from_main(run.accelerator, lambda: exported(run, these, results))
 
     tuning = run.config.export.int8 and run.config.export.int8_finetune_steps
-    if tuning and (run.config.folder / "int8" / RECORD).is_file():
+    if tuning and from_main(run.accelerator, (run.config.folder / "int8" / RECORD).is_file):
         return written(tuned())
     found = written(networks)
     return written(tuned()) if tuning and loses_too_much(found) else found
@@ -110,20 +116,21 @@ def export(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> d
 @contextmanager
 def opened(config: Config) -> Iterator[Run]:
     """What stages share: processes, and data and settings that were found to be right."""
-    splits = open_splits(config.data)
     accelerator = start(config)
     try:
-        run = Run(config, accelerator, splits, stop_on_signal())
-        run.checked = check_once(splits, config.data, config.folder / CHECKED, run.progress, run.say)
-        run.config = with_class_weights(config, splits)
-        try_build(run.config, splits.classes)
-        more = f" ({len(splits.unlabelled)} more without labels)" if splits.unlabelled else ""
-        run.say(
-            f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
-            f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
-            f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
-        )
         with lost_are_named(config.timeout_seconds):
+            splits = on_all(accelerator, lambda: open_splits(config.data))
+            run = Run(config, accelerator, splits, stop_on_signal())
+            record = config.folder / CHECKED
+            run.checked = on_all(accelerator, lambda: check_once(splits, config.data, record, run.progress, run.say))
+            run.config = with_class_weights(config, splits)
+            try_build(run.config, splits.classes)
+            more = f" ({len(splits.unlabelled)} more without labels)" if splits.unlabelled else ""
+            run.say(
+                f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
+                f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
+                f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
+            )
             yield run
     finally:
         accelerator.end_training()
@@ -187,6 +194,7 @@ def take_folder(run: Run) -> IO[str]:
     if left - FIRST_FILES and not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: holds something else than a run; set another --name or --output_dir")
     held = lock(folder)
+    remove_leftovers(folder)
     for name in FOREIGN:
         record = folder / name / RECORD
         if record.is_file() and not (name == "teacher" and config.teacher.checkpoint):
@@ -216,13 +224,17 @@ def load_teacher(run: Run) -> Network:
         network, source = stage(run, "teacher"), str(config.folder / "teacher")
     else:
         path = Path(wanted.checkpoint)
-        source = str(path / "teacher" if (path / "teacher").is_dir() else path)
-        network = models.load(Path(source), run.splits.classes, wanted.mean, wanted.std).to(run.accelerator.device)
-        settings = {"teacher.checkpoint": sha256(Path(source) / "model.safetensors")}
-        if (record := config.folder / "teacher" / RECORD).is_file():
-            refuse_other_settings(record.parent, json.loads(record.read_text())["settings"], settings)
-        else:
-            on_main(run.accelerator, lambda: write_stage(run, "teacher", network, settings, {"source": source}))
+        source = from_main(run.accelerator, lambda: str(path / "teacher" if (path / "teacher").is_dir() else path))
+        network = load(run, Path(source), wanted)
+
+        def keep() -> None:
+            settings = {"teacher.checkpoint": sha256(Path(source) / "model.safetensors")}
+            if (record := config.folder / "teacher" / RECORD).is_file():
+                refuse_other_settings(record.parent, json.loads(record.read_text())["settings"], settings)
+            else:
+                write_stage(run, "teacher", network, settings, {"source": source})
+
+        on_main(run.accelerator, keep)
     scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
     run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
     images = run.accelerator.num_processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -247,22 +259,42 @@ def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | 
         run = replace(run, config=replace(run.config, student=brief))
     config, folder = run.config, run.config.folder / name
     settings = stage_settings(config, name, run.accelerator.num_processes)
-    if start:
-        settings["student.sha256"] = sha256(config.folder / "student" / "model.safetensors")
-    if teacher:
-        settings["teacher.sha256"] = sha256(config.folder / "teacher" / "model.safetensors")
-    if (folder / RECORD).is_file():
+
+    def is_there() -> bool:
+        if start:
+            settings["student.sha256"] = sha256(config.folder / "student" / "model.safetensors")
+        if teacher:
+            settings["teacher.sha256"] = sha256(config.folder / "teacher" / "model.safetensors")
+        if not (folder / RECORD).is_file():
+            return False
         record = json.loads((folder / RECORD).read_text())
         changes = refuse_other_settings(folder, record["settings"], settings, config.allow_change)
         if sha256(folder / "model.safetensors") != record["sha256"]:
             raise ConfigError(f"{folder / 'model.safetensors'}: is not the file that was written; remove {folder}")
         run.say(f"{name:8} is there already" + (f", made before the change of {', '.join(changes)}" if changes else ""))
-    else:
+        return True
+
+    if not from_main(run.accelerator, is_there):
         network, state = train(run, name, settings, teacher, start)
         facts = {"steps": state.step, "kept": state.best, "changes": state.changes}
         on_main(run.accelerator, lambda: write_stage(run, name, network, settings, facts))
-    wanted = config.teacher if name == "teacher" else config.student
-    return models.load(folder, run.splits.classes, wanted.mean, wanted.std).to(run.accelerator.device)
+    return load(run, folder, config.teacher if name == "teacher" else config.student)
+
+
+def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
+    """The network of a folder that only the main process needs to see; the others get its files from there."""
+    accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std)
+    network = on_main(accelerator, lambda: models.load(folder, *about))
+    if accelerator.num_processes > 1:
+        paths = (folder / name for name in FILES)
+        files = from_main(accelerator, lambda: {path.name: path.read_bytes() for path in paths if path.is_file()})
+        if network is None:
+            with tempfile.TemporaryDirectory() as copy:
+                for name, content in files.items():
+                    (Path(copy) / name).write_bytes(content)
+                network = models.load(Path(copy), *about)
+    assert network is not None
+    return network.to(accelerator.device)
 
 
 def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any], facts: dict[str, Any]) -> None:

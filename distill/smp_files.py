@@ -12,6 +12,7 @@ from typing import Any
 
 from distill.config import ConfigError
 
+FILES = ("config.json", "model.safetensors", "id2label.json", "albumentations_config_eval.json")  # all that is read
 MAX_BYTES = 1_000_000
 MAX_NUMBER = 100_000  # above the channels, blocks and sizes of any known network
 FETCHING = ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")  # timm's

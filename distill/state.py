@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distill.checkpoint import Checkpoints, State
 from distill.config import ConfigError, NetworkConfig
+from distill.launch import from_main
 from distill.models import Network, build, freeze_unused
 from distill.objective import Distiller, build_objective
 from distill.optim import build_optimizer
@@ -73,7 +74,7 @@ def begin(
         convert_sync_batchnorm(distiller)  # timm's: torch's own would drop the activations that timm puts into norms
     model, optimizer = accelerator.prepare(distiller, build_optimizer(distiller, config.optimizer))
     ema = ModelEmaV3(student, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
-    state = checkpoints.load(config.resume_from_checkpoint) or State(0, {}, {})
+    state = from_main(accelerator, lambda: checkpoints.load(config.resume_from_checkpoint)) or State(0, {}, {})
     if state.changes and state.changes[-1]["step"] == state.step >= wanted.max_train_steps:
         raise ConfigError(f"{checkpoints.folder}: {state.step} steps are done; to go on set max_train_steps above that")
     if state.step:

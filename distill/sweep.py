@@ -116,7 +116,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
     from distill import pipeline
     from distill.checkpoint import write_json, write_text
     from distill.data import check_splits, open_splits
-    from distill.launch import lock, on_main
+    from distill.launch import from_main, lock, on_main
     from distill.run import Stopped
     from distill.teacher import Teacher
 
@@ -146,7 +146,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
                 continue
             # One that is there already is read, and refused if it was made with other settings.
             network = pipeline.stage(trial_run, trial.key, teacher)
-            if not record.is_file():
+            if not from_main(run.accelerator, record.is_file):
                 scores = trial_run.evaluate({"student": network}).scores["student"]
                 facts = {
                     "name": trial.name,
@@ -161,7 +161,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
                 held.close()
             if run.stop():
                 raise Stopped("stopped between trials; the same command goes on from there")
-        found = collect(config.folder)
+        found = from_main(run.accelerator, lambda: collect(config.folder))
         if run.accelerator.is_main_process:
             write_json(config.folder / "sweep.json", found)
             (config.folder / "sweep.md").write_text(table(found) + "\n", encoding="utf-8")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -22,6 +24,8 @@ class Tracker:
 
     def __init__(self, accelerator: Accelerator, run: str, first_step: int = 0):
         self.accelerator = accelerator
+        if accelerator.is_main_process:
+            _date_back(Path(accelerator.logging_dir) / run)
         accelerator.init_trackers(run, init_kwargs={"tensorboard": {"purge_step": first_step}})
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -64,3 +68,16 @@ class Tracker:
     @property
     def _writer(self):
         return self.accelerator.get_tracker("tensorboard").writer
+
+
+def _date_back(folder: Path) -> None:
+    """Has the event files that are there come before one of now, in the order that they have.
+
+    TensorBoard reads them by name, which begins with the time, and hides what it read before of the steps that a later
+    file holds. After a clock was set back, or within a second, the new file would come first and be hidden itself.
+    """
+    paths, now = sorted(folder.glob("events.out.tfevents.*")), int(time.time())
+    for latest, path in enumerate(paths, now - len(paths)):
+        head, stamp, rest = re.split(r"(?<=tfevents\.)(\d+)", path.name, maxsplit=1)
+        if int(stamp) > latest:
+            path.rename(path.with_name(f"{head}{latest:010}{rest}"))

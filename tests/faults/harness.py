@@ -28,10 +28,16 @@ import torch  # noqa: E402
 torch.set_num_threads(1)  # before anything is computed: a pool of threads does not survive a fork
 
 from conftest import tiny_config  # noqa: E402
+from PIL import Image  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from torch.distributed import TCPStore  # noqa: E402
 
 from distill import pipeline  # noqa: E402
+from distill.batch import VOID  # noqa: E402
+from distill.data import open_splits  # noqa: E402
 
+SPEED = "train/images_per_second"
+CAMVID_VOID = 11
 PATIENCE_SECONDS = 240  # for a launch that should end by itself
 _warm = multiprocessing.get_context("forkserver")
 _warm.set_forkserver_preload(["harness"])
@@ -85,7 +91,7 @@ class Launch:
         if world > 1:
             self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             common |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "TORCHELASTIC_USE_AGENT_STORE": agent}
-            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port if agent else _free_port()}
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port if agent else free_port()}
         self.ranks = []
         atexit.register(self.kill)  # else what a figure that crashed left would be waited for
         for rank in range(world):
@@ -143,13 +149,54 @@ def distil(folder: Path, settings: dict[str, Any]) -> int:
     return pipeline.main(tiny_config(folder, **settings))
 
 
+def draw_camvid(root: Path, unlabelled: int = 0) -> None:
+    """Drawn scenes as files in CamVid's layout; the first images in other colors, without masks, in `more`."""
+    splits = open_splits(tiny_config(root).data)
+    for name, dataset in (("train", splits.train), ("val", splits.val)):
+        for part in (name, f"{name}annot"):
+            (root / part).mkdir(parents=True)
+        for i in range(len(dataset)):
+            image, mask = dataset.read(i)
+            Image.fromarray(image).save(root / name / f"{name}_{i}.png")
+            mask[mask == VOID] = CAMVID_VOID
+            Image.fromarray(mask).save(root / f"{name}annot" / f"{name}_{i}.png")
+    (root / "more").mkdir()
+    for i in range(unlabelled):
+        Image.fromarray(255 - splits.train.read(i)[0]).save(root / "more" / f"{i}.png")
+
+
 def digests(folder: Path) -> dict[str, str]:
     """Hashes of what a run ends with."""
     names = ("teacher/model.safetensors", "student/model.safetensors", "results.json")
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-def _free_port() -> int:
+def everything(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, file by file, byte for byte.
+
+    Two kinds of files hold what differs by right: `.lock` the number of a process, TensorBoard's files times. Of these
+    every point, picture and text counts, but for speeds.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() and any(path.glob("events.out.tfevents.*")):
+            events = EventAccumulator(str(path), size_guidance=dict.fromkeys(("scalars", "images", "tensors"), 0))
+            events.Reload()
+            tags = events.Tags()
+            found |= {f"{name}: {tag}": [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
+            pictures = {tag: events.Images(tag) for tag in tags["images"]}
+            found |= {f"{name}: {tag}": [(e.step, e.encoded_image_string) for e in pictures[tag]] for tag in pictures}
+            texts = {tag: events.Tensors(tag) for tag in tags["tensors"]}
+            found |= {f"{name}: {tag}": [(e.step, e.tensor_proto.string_val) for e in texts[tag]] for tag in texts}
+            found[f"{name}: {SPEED}"] = [step for step, _ in found[f"{name}: {SPEED}"]]
+        elif path.is_file() and name != ".lock" and not path.name.startswith("events.out.tfevents."):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens at just now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -251,8 +251,8 @@ GUARDS = [
     ),
     Guard(
         "the launcher's death is noticed",
-        "launch.py",
-        "ctypes.CDLL(None).prctl(1, signal.SIGTERM)",
+        "launcher.py",
+        "ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)",
         "pass",
         f"{FAULTS}test_signals.py -k launcher",
     ),

@@ -1,13 +1,19 @@
 """kill -9 at random moments, during saves too: started again, a run ends with the bits of an uninterrupted one."""
 
+import os
 import random
+import shutil
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import Figure, Launch, digests, distil, run
+from harness import Figure, Launch, distil, draw_camvid, everything, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import test_a_stopped_run_ends_with_the_same_bits as same_bits
+
+from distill import files
 
 # Everything that holds state: dropout, BatchNorm, a moving average, the best weights so far, a schedule with warm-up.
 SETTINGS = {
@@ -26,55 +32,72 @@ SETTINGS = {
         "decoder_dropout": 0.5,
     },
 }
+# What a run can do besides: a baseline, images without labels, and an ONNX file in 8 bits, for which it is tuned.
+JOB = SETTINGS | {
+    "baseline__enabled": "true",
+    "export__enabled": "true",
+    "export__int8": "true",
+    "export__int8_max_lost": 0.0,
+    "export__int8_calibration_images": 3,
+    "export__int8_finetune_steps": 3,
+    "data__format": "camvid",
+    "data__unlabelled": "more",
+}
 
 
-def kills(count: int, world: int, folder: Path, seed: int = 0, workers: int = 0) -> Figure:
-    """Kills runs at `count` random moments, each run up to three times, and compares what they end with.
+def kills(count: int, world: int, folder: Path, seed: int = 0, workers: int = 0, job: bool = False) -> Figure:
+    """Kills runs at `count` random moments, each run up to three times, and compares all files that they end with.
 
     One kill in three is aimed at a save: it comes within a millisecond of a temporary folder's appearance. With
-    several ranks either all of them are killed or one; the others then have to end by themselves.
+    several ranks either all of them are killed or one; the others then have to end by themselves. A `job` is all that
+    a run can do, and not the training of two networks alone.
     """
     rng = random.Random(seed * 100 + world)
-    settings = SETTINGS | {"data__num_workers": workers}
+    settings = (JOB | {"data__root": str(folder / "data")} if job else SETTINGS) | {"data__num_workers": workers}
     folder.mkdir(parents=True, exist_ok=True)
+    if job:
+        draw_camvid(folder / "data", unlabelled=4)
     run(print, ("warm",), 1, folder / "warm.log")  # else the imports count
-    start = time.monotonic()
-    run(distil, (folder / "whole", settings), world, folder / "whole.log")
-    seconds, whole = time.monotonic() - start, digests(folder / "whole")
+    start, place = time.monotonic(), folder / "run"  # one place for all, which some files name
+    run(distil, (place, settings), world, folder / "whole.log")
+    seconds, whole = time.monotonic() - start, everything(place)
     done = trials = identical = saves = refused = 0
     failures = []
     while done < count:
+        shutil.rmtree(place)
         trials += 1
         name = f"{trials:03}"
         log = folder / f"{name}.log"
         for _ in range(min(rng.randint(1, 3), count - done)):
-            launch = Launch(distil, (folder / name, settings), world, log)
-            _wait_for_the_moment(launch, folder / name, rng, seconds)
+            launch = Launch(distil, (place, settings), world, log)
+            _wait_for_the_moment(launch, place, rng, seconds)
             if not launch.running:
                 break  # it was faster
             launch.kill(rng.choice([None, [rng.randrange(world)]]))
-            saves += any((folder / name).rglob(".*.tmp"))
+            saves += any(place.rglob(".*.tmp"))
             done += 1
             try:
                 launch.wait(90)
             except TimeoutError as error:
                 failures.append(f"{name}: {error}")
         try:
-            printed = run(distil, (folder / name, settings), world, log)
+            printed = run(distil, (place, settings), world, log)
             refused += printed.count("refused")
-            if digests(folder / name) == whole:
-                identical += 1
-            else:
-                failures.append(f"{name}: other bits")
+            found = everything(place)
+            identical += found == whole
+            others = [key for key in sorted(found.keys() | whole.keys()) if found.get(key) != whole.get(key)]
+            failures += [f"{name}: other bits: {', '.join(others)}"] if others else []
         except (RuntimeError, TimeoutError) as error:
             failures.append(f"{name}: {error}")
+    what = "kill -9 at random moments of a whole job" if job else "kill -9 at random moments"
     return Figure(
-        f"kill -9 at random moments, {world} process(es): resumed to identical bits",
+        f"{what}, {world} process(es): resumed to identical files",
         f"{count} / {count}",
         f"{done - len(failures)} / {done}",
         not failures and identical == trials,
         failures,
-        {"runs": trials, "runs_identical": identical, "kills_during_a_save": saves, "states_refused": refused},
+        {"runs": trials, "runs_identical": identical, "kills_during_a_save": saves, "states_refused": refused}
+        | {"files": sum(":" not in name for name in whole)},
     )
 
 
@@ -85,11 +108,38 @@ def _wait_for_the_moment(launch: Launch, folder: Path, rng: random.Random, secon
     end = time.monotonic() + rng.uniform(0, seconds)
     while launch.running and time.monotonic() < end:
         time.sleep(0.005)  # not to take its processor from it
-    stages = ("training/teacher", "training/student", ".")
+    stages = ("training/teacher", "training/baseline", "training/student", "training/int8", "student", ".")
     while launch.running:
         if any(any((folder / stage).glob(".*.tmp")) for stage in stages):
             time.sleep(rng.uniform(0, 0.001))
             return
+
+
+def tuning_that_dies(folder: Path, settings: dict[str, Any]) -> None:
+    """A run that is killed while the network that was tuned for 8 bits is made a file."""
+    quantize = files.quantize_onnx
+
+    def die(*arguments: Any, reference: Path | None = None, **others: Any) -> Any:
+        if reference:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return quantize(*arguments, reference=reference, **others)
+
+    files.quantize_onnx = die
+    distil(folder, settings)
+
+
+def test_a_killed_tuning_leaves_nothing_beside_the_student(tmp_path):
+    draw_camvid(tmp_path / "data", unlabelled=4)
+    place, settings = tmp_path / "run", JOB | {"data__root": str(tmp_path / "data")}
+    launch = Launch(tuning_that_dies, (place, settings), 1, tmp_path / "log")
+    assert launch.wait() == [-signal.SIGKILL], launch.output()
+    left = [path.name for path in (place / "student").iterdir() if path.is_dir() or path.name.startswith(".")]
+    assert not left
+    (place / "student" / ".model.onnx.file.tmp").write_text("of another moment")
+    run(distil, (place, settings), 1, tmp_path / "again")
+    assert not [*place.rglob("*.tmp"), *(place / "student").glob("*/")]
+    modes = {str(path): path.stat().st_mode & 0o777 for path in place.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {place.stat().st_mode & 0o666}, modes
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -120,6 +170,18 @@ def test_no_step_shows_twice_in_tensorboard(tmp_path):
 
 def test_kills_with_workers(tmp_path):
     figure = kills(2, 1, tmp_path, workers=2)
+    assert figure.ok, figure.failures
+
+
+def test_a_kill_of_a_whole_job(tmp_path):
+    figure = kills(1, 1, tmp_path, job=True)
+    assert figure.ok, figure.failures
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("world", [1, 2])
+def test_kills_of_a_whole_job(tmp_path, world):
+    figure = kills(20, world, tmp_path, job=True)
     assert figure.ok, figure.failures
 
 
