@@ -41,6 +41,7 @@ class State:
         tensors: named groups of tensors (`model`, `ema`, `best`).
         optimizer: state dict of the optimizer (and of the gradient scaler).
         best: best validation mIoU so far and its step.
+        clipped: steps whose gradients were clipped.
         changes: settings that were allowed to change on the way: `{"step": …, "settings": {name: [before, after]}}`.
     """
 
@@ -48,6 +49,7 @@ class State:
     tensors: dict[str, dict[str, Tensor]]
     optimizer: dict[str, Any]
     best: dict[str, float] = field(default_factory=dict)
+    clipped: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -93,7 +95,8 @@ class Checkpoints:
                 )
             torch.save(state.optimizer, temporary / "optimizer.pt")
             files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-            manifest = {"step": state.step, "best": state.best, "changes": state.changes, "facts": self.facts}
+            counts = {"step": state.step, "best": state.best, "clipped": state.clipped}
+            manifest = counts | {"changes": state.changes, "facts": self.facts}
             write_json(temporary / MANIFEST, manifest | {"settings": self.settings, "files": files})
             (temporary / CHECKSUM).write_text(f"{sha256(temporary / MANIFEST)}  {MANIFEST}\n")
             _settle(temporary)
@@ -152,6 +155,7 @@ class Checkpoints:
             step, best, changes = manifest["step"], manifest["best"], manifest.get("changes", [])
             if type(step) is not int or folder.name != f"checkpoint-{step:07d}":
                 raise BadCheckpoint(f"{folder / MANIFEST}: says step {step!r:.30}; the folder's name does not")
+            clipped = int(manifest.get("clipped", 0))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadCheckpoint(f"{folder}: {error}") from error
         if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
@@ -165,7 +169,7 @@ class Checkpoints:
             optimizer = read_optimizer(folder / "optimizer.pt")
         except Exception as error:  # safetensors, zip and pickle each raise their own
             raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
-        return State(step, tensors, optimizer, best, changes)
+        return State(step, tensors, optimizer, best, clipped, changes)
 
 
 class BadCheckpoint(ConfigError):

@@ -156,7 +156,8 @@ class OptimizerConfig:
         weight_decay: applied to weights, not to biases and norms.
         warmup_steps: steps of linear warm-up.
         power: the learning rate falls as (1 - step / steps) ^ power.
-        max_grad_norm: gradients are clipped to this norm; 0 switches clipping off.
+        max_grad_norm: gradients are clipped to this norm; 0 switches clipping off. Distillation terms make gradients
+            larger, so a limit clips the student in more steps than the baseline; the report says in how many.
         ema_decay: exponential moving average of the weights, which is then what is scored and exported; 0 is off.
     """
 

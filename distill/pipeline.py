@@ -40,13 +40,13 @@ from distill.losses.supervised import class_weights
 from distill.models import Network
 from distill.objective import build_objective
 from distill.results import collect, finish
-from distill.run import Run, Stopped
+from distill.run import RECORD, Run, Stopped
 from distill.smp_files import FILES
 from distill.teacher import Teacher, check_teacher
 from distill.train import train
 
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
-RECORD, CHECKED = "stage.json", "checked.json"
+CHECKED = "checked.json"
 FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cut off before it had settings
 # Settings that do not reach a stage, by the beginning of their names.
 DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
@@ -276,7 +276,7 @@ def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | 
 
     if not from_main(run.accelerator, is_there):
         network, state = train(run, name, settings, teacher, start)
-        facts = {"steps": state.step, "kept": state.best, "changes": state.changes}
+        facts = {"steps": state.step, "clipped": state.clipped, "kept": state.best, "changes": state.changes}
         on_main(run.accelerator, lambda: write_stage(run, name, network, settings, facts))
     return load(run, folder, config.teacher if name == "teacher" else config.student)
 

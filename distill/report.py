@@ -14,6 +14,7 @@ from distill.models import Network
 from distill.pictures import colorize, row
 
 STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG = (230, 60, 50), (60, 130, 240), (245, 190, 40)
+STAGES = ("teacher", "baseline", "student")
 TITLES = ("input", "ground truth", "teacher", "student", "disagreement")
 LEGEND = "Disagreement: red, only the student is wrong; blue, only the teacher; yellow, both, in different ways."
 
@@ -56,7 +57,7 @@ def predict(network: Network, image: np.ndarray) -> np.ndarray:
 def summary(results: Mapping[str, Any]) -> str:
     """Teacher, baseline and student side by side, as a Markdown table."""
     rows = [("", "mIoU", "pixel accuracy", "parameters", "GFLOPs", "agreement")]
-    for name in ("teacher", "baseline", "student"):
+    for name in STAGES:
         if name in results:
             r = results[name]
             agreement = f"{100 * r['agreement']:.2f}" if "agreement" in r else ""
@@ -80,7 +81,7 @@ def write_report(folder: Path, name: str, results: Mapping[str, Any], samples: S
     """Writes `report.md` and returns it."""
     student = results["student"]
     classes = list(student["iou"])
-    stages = [stage for stage in ("teacher", "baseline", "student") if stage in results]
+    stages = [stage for stage in STAGES if stage in results]
     per_class = [("IoU", *stages)] + [
         (c, *("–" if results[s]["iou"][c] is None else f"{100 * results[s]['iou'][c]:.1f}" for s in stages))
         for c in classes
@@ -111,7 +112,11 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
         text += f" Against the same student on labels alone: {gain:+.2f} points"
         closed = student["gap_closed"]
         text += "." if closed is None else f", {100 * closed:.0f} % of the gap to the teacher."
-    return [text]
+    lines = [text]
+    if clipped := {name: r["clipped_share"] for name, r in results.items() if name in STAGES and "clipped_share" in r}:
+        shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in clipped.items())
+        lines += ["", f"Steps in which gradients were clipped to `optimizer.max_grad_norm`: {shares}."]
+    return lines
 
 
 def files(results: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from distill.checkpoint import write_json
 from distill.evaluate import Evaluation
 from distill.models import Network
 from distill.report import strip, summary, write_report
-from distill.run import Run
+from distill.run import RECORD, Run
 from distill.tracking import Tracker
 
 
@@ -31,6 +32,9 @@ def collect(run: Run, networks: dict[str, Network], evaluation: Evaluation) -> d
             "params": models.count_parameters(network),
             "flops": models.count_flops(network, size),
         }
+        record = json.loads((run.config.folder / name / RECORD).read_text(encoding="utf-8"))
+        if "clipped" in record and run.config.optimizer.max_grad_norm:
+            results[name]["clipped_share"] = record["clipped"] / record["steps"]
     teacher, student = results["teacher"]["mean_iou"], results["student"]["mean_iou"]
     gap = teacher - results["baseline"]["mean_iou"] if "baseline" in results else 0.0
     results["student"]["agreement"] = evaluation.agreement["student"]

@@ -14,6 +14,8 @@ from distill.data import Splits
 from distill.evaluate import Evaluation, evaluate
 from distill.models import Network
 
+RECORD = "stage.json"  # of a finished stage, in its folder
+
 
 @dataclass
 class Run:

@@ -83,6 +83,8 @@ def train(
 
         if done % config.logging_steps == 0 or done == steps:
             values = {f"train/{name}": accelerator.reduce(value, "mean").item() for name, value in logs.items()}
+            if config.optimizer.max_grad_norm:
+                values["train/clipped_share"] = state.clipped / done
             values["train/images_per_second"] = clock.steps_per_second(done) * global_batch
             tracker.scalars(values | {"train/learning_rate": group["lr"]}, done)
             bar.set_postfix(
@@ -161,7 +163,8 @@ def update(
     reference = loss.gradient_norms.pop("cross_entropy", None)
     if reference is not None:
         logs |= {f"pull/{name}": norm / reference for name, norm in loss.gradient_norms.items()}
-    logs["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm or math.inf)
+    limit = config.optimizer.max_grad_norm or math.inf
+    logs["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), limit)
 
     # With fp16 a gradient that overflows is normal: its step is skipped and the scale lowered.
     watched = ("loss",) if accelerator.mixed_precision == "fp16" else ("loss", "gradient_norm")
@@ -174,6 +177,7 @@ def update(
             f"{stage}: the loss ({logs['loss']:.4g}) or gradient norm ({logs['gradient_norm']:.4g}) is not finite at "
             f"step {step + 1} on {images}; nothing was updated. Try a lower learning_rate"
         )
+    training.state.clipped += bool(logs["gradient_norm"] > limit)
     training.optimizer.step()
     training.optimizer.zero_grad()
     if training.ema:
