@@ -3,15 +3,17 @@
     python scripts/evaluate.py checkpoints/camvid_cpu --teacher checkpoints/camvid_cpu/teacher
     python scripts/evaluate.py model.onnx --data.format camvid --data.root /data/camvid --split train
 
-For a run, or a part of one, the settings of its data are those that it was trained with.
+For a run, or a part of one, the settings of its data are those that it was trained with, and flags win. Classes that
+nobody names (`--data.format folders` without `--data.classes`) are those of the network.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,17 @@ from tqdm import tqdm
 
 from distill.batch import UNLABELLED, VOID
 from distill.checkpoint import write_json
-from distill.config import ConfigError
+from distill.config import ConfigError, DataConfig
 from distill.config_parse import parse as parse_settings
-from distill.data import Dataset, open_splits
+from distill.data import Dataset, Splits, open_splits
 from distill.deployed import Segmenter, open_model
 from distill.metrics import Scores, confusion_matrix
 from distill.pictures import Palette, colorize, row
 from distill.scoring import BoundaryIoU, Calibration
+from distill.smp_folder import SmpFolder
 
 WRONG = (230, 60, 50)
+DATA_FLAGS = ("-c", "--config", "--data", "--data.format")  # one of them says which data; the others only vary it
 Probabilities = Callable[[np.ndarray], torch.Tensor]  # image uint8 [H, W, 3] → float32 [C, H, W]
 
 
@@ -194,7 +198,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
         description="Score a finished network.",
-        epilog="Data: --data.format, --data.root, … as for distill.py, or --config; for a run, its own if not given.",
+        epilog="Data: --data.format, --data.root, … as for distill.py, or --config; for a run, its own, and flags win.",
         allow_abbrev=False,
     )
     parser.add_argument("model", type=Path, help="ONNX file, folder written by SMP's save_pretrained, or a run")
@@ -204,42 +208,90 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="sizes at which each image is looked at")
     parser.add_argument("--flip", action="store_true", help="also look at the mirrored image")
     parser.add_argument("--worst", type=int, default=5, help="strips of so many images are saved, the worst first")
-    parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="%(default)s if not given")
+    parser.add_argument("--output_dir", type=Path, help="evaluation, evaluation-2, … if not given")
     parser.add_argument("--trusted", action="store_true", help="run ONNX files without limits on memory and time")
     parser.add_argument("--num_threads", type=int, default=0, help="the libraries' choice if not given")
     args, rest = parser.parse_known_args(argv)
     for name, values in (("window", args.window or [1]), ("scales", args.scales)):
         if min(values) <= 0:
             parser.error(f"--{name}: {values} must be above 0")
-    if not any(flag.split("=")[0] in ("-c", "--config") or flag.startswith("--data.") for flag in rest):
+    if not _says_data(rest):
         folders = (args.model, *args.model.resolve().parents[:2])
-        rest += next((["--config", str(f / "config.yaml")] for f in folders if (f / "config.yaml").is_file()), [])
+        run = next((["--config", str(f / "config.yaml")] for f in folders if (f / "config.yaml").is_file()), [])
+        rest = run + rest
     return args, rest
+
+
+def _says_data(settings: Sequence[str]) -> bool:
+    return any(flag.split("=")[0] in DATA_FLAGS for flag in settings)
+
+
+def free_folder(wanted: Path | None) -> Path:
+    """The folder that was asked for, or the first of `evaluation`, `evaluation-2`, … that is not there.
+
+    Raises:
+        ConfigError: it holds an evaluation already.
+    """
+    if wanted is None:
+        names = itertools.chain(["evaluation"], (f"evaluation-{i}" for i in itertools.count(2)))
+        return next(folder for folder in map(Path, names) if not folder.exists())
+    if (wanted / "evaluation.json").exists():
+        raise ConfigError(f"--output_dir: {wanted} holds an evaluation already; remove it or set another folder")
+    return wanted
+
+
+def open_data(data: DataConfig, model: Segmenter) -> Splits:
+    """The data; classes that its settings do not name are the network's."""
+    if data.format == "folders" and not data.classes:
+        data = replace(data, classes=model.classes, palette=data.palette or [list(color) for color in model.palette])
+    return open_splits(data)
+
+
+def check_classes(path: Path, model: Segmenter, classes: Sequence[str]) -> None:
+    """Refuses a network of other classes; one that has no names for its own must have as many.
+
+    Raises:
+        ConfigError: other classes.
+    """
+    if isinstance(model, SmpFolder) and not model.named:
+        if len(model.classes) != len(classes):
+            raise ConfigError(f"{path}: predicts {len(model.classes)} classes, but the data has {len(classes)}")
+    elif model.classes != list(classes):
+        raise ConfigError(f"{path}: has the classes {model.classes}, the data {list(classes)}")
 
 
 def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
     """Evaluates as the command line says, writes `evaluation.json` and `worst/`, and returns the numbers."""
-    splits = open_splits(parse_settings(settings).data)
-    dataset: Dataset = getattr(splits, args.split)
+    if not _says_data(settings):
+        raise ConfigError(
+            f"{args.model}: is no part of a run, so it does not say which data it is for; "
+            f"set --data.format with --data.root, or --config"
+        )
+    data = parse_settings(settings).data
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     model = open_model(args.model, args.num_threads, args.trusted)
     teacher = open_model(args.teacher, args.num_threads, args.trusted) if args.teacher else None
+    splits = open_data(data, model)
+    dataset: Dataset = getattr(splits, args.split)
     for path, one in ((args.model, model), (args.teacher, teacher)):
-        if one and one.classes != splits.classes:
-            raise ConfigError(f"{path}: has the classes {one.classes}, the data {splits.classes}")
+        if one:
+            check_classes(path, one, splits.classes)
+    where = "drawn scenes" if data.format == "synthetic" else f"{data.format}, {Path(data.root).resolve()}"
+    print(f"{args.model} on {where}: {args.split}, {len(dataset)} images", flush=True)
     probabilities = sliding(plain(model), args.window) if args.window else plain(model)
     if args.flip or args.scales != [1.0]:
         probabilities = augmented(probabilities, args.scales, args.flip)
     found = assess(len(splits.classes), probabilities, dataset, teacher, lambda i, **k: tqdm(i, disable=None, **k))
     numbers = results(found, splits.classes, dataset.names)
     (args.output_dir / "worst").mkdir(parents=True, exist_ok=True)
+    about = {"model": str(args.model), "teacher": args.teacher and str(args.teacher), "data": where}
+    write_json(args.output_dir / "evaluation.json", about | {"split": args.split, **numbers})
     for place, index in enumerate(np.argsort(found.image_iou, kind="stable")[: args.worst]):
         image, mask = dataset.read(int(index))
         guess = probabilities(image).argmax(0).byte().numpy()
         picture = worst_strip(image, mask, guess, splits.palette, teacher.mask(image) if teacher else None)
         Image.fromarray(picture).save(args.output_dir / "worst" / f"{place + 1:02d}_{dataset.names[index]}.png")
-    write_json(args.output_dir / "evaluation.json", {"model": str(args.model), "split": args.split} | numbers)
     return numbers
 
 
@@ -247,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args, settings = parse(argv)
     try:
+        args.output_dir = free_folder(args.output_dir)
         numbers = evaluate(args, settings)
     except (ConfigError, FloatingPointError, OSError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from distill.pictures import made_up_palette
 
 OWN_DOMAINS = ("", "ai.onnx")  # of operators that onnxruntime brings itself
 MAX_CLASSES = 254
+RANKS = {"mask": 3, "logits": 4, "confidence": 3}  # of the outputs: [N, H, W], [N, C, H, W], [N, H, W]
 # What a file run in a process of its own may take. Measured on FPN, Unet and Segformer: 2.7 bytes per byte of the file,
 # 300 to 2,000 bytes and 2 to 9 µs per pixel on one core.
 MAX_FILE_BYTES = 1 << 31  # protobuf reads no more
@@ -160,6 +161,9 @@ class OnnxModel:
         self.outputs = {o.name: o.type for o in self.session.get_outputs()}
         if self.outputs.get("mask") != "tensor(uint8)":
             raise ConfigError(f"{path}: has the outputs {self.outputs}, expected a mask, tensor(uint8)")
+        for output in self.session.get_outputs():
+            if output.shape and len(output.shape) != (rank := RANKS.get(output.name, len(output.shape))):
+                raise ConfigError(f"{path}: its {output.name} has the shape {output.shape}, expected {rank} dimensions")
         self.classes, self.palette = _metadata(path, self.session.get_modelmeta().custom_metadata_map)
 
     def mask(self, image: np.ndarray) -> np.ndarray:
@@ -180,9 +184,13 @@ class OnnxModel:
                 f"{self.path}: was exported for images of {self.size[1]}×{self.size[0]}, not {width}×{height}"
             )
         try:
-            return np.asarray(self.session.run([output], {self.input: image[None]}, self.only_asked)[0])[0]
+            found = np.asarray(self.session.run([output], {self.input: image[None]}, self.only_asked)[0])[0]
         except Exception as error:
             raise ConfigError(f"{self.path}: failed on an image of {image.shape}: {_line(error)}") from None
+        expected = (len(self.classes), *image.shape[:2]) if output == "logits" else image.shape[:2]
+        if found.shape != expected:
+            raise ConfigError(f"{self.path}: gives {output} of {found.shape} for an image, expected {expected}")
+        return found
 
 
 def read_onnx(path: Path) -> bytes:

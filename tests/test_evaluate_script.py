@@ -4,13 +4,15 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnx_files
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
 
-from distill import assess
+from distill import assess, models
+from distill.config import ConfigError, NetworkConfig
 from distill.data import Dataset
 from distill.deployed import OnnxModel
 from distill.inference import latencies, sizes
@@ -127,18 +129,23 @@ def test_mirrored_views_are_mirrored_back(model):
     assert torch.allclose(scaled.sum(0), torch.ones(30, 44), atol=1e-5)
 
 
-def test_the_script(tmp_path):
-    folder = tmp_path / "data"
-    dataset = images()
-    model = onnx_files.write(tmp_path / "model.onnx")
+@pytest.fixture
+def labelled(tmp_path, model):
+    """A folder of three images a split, the second and third with the network's own masks."""
+    folder, dataset = tmp_path / "data", images()
     for split in ("train", "val"):
         for kind in ("images", "masks"):
             (folder / split / kind).mkdir(parents=True)
         for i in range(len(dataset)):
             image, mask = dataset.read(i)
             Image.fromarray(image).save(folder / split / "images" / f"{i}.png")
-            Image.fromarray(OnnxModel(model).mask(image) if i else mask).save(folder / split / "masks" / f"{i}.png")
-    data = ["--data.format=folders", f"--data.root={folder}", f"--data.classes={json.dumps(onnx_files.CLASSES)}"]
+            Image.fromarray(model.mask(image) if i else mask).save(folder / split / "masks" / f"{i}.png")
+    return folder
+
+
+def test_the_script(tmp_path, labelled):
+    model = tmp_path / "model.onnx"
+    data = ["--data.format=folders", f"--data.root={labelled}", f"--data.classes={json.dumps(onnx_files.CLASSES)}"]
     script = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(model)]
     options = ["--teacher", str(model), "--worst=1", "--num_threads=1"]
     done = subprocess.run([*script, *options, *data], cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -146,6 +153,8 @@ def test_the_script(tmp_path):
     numbers = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert numbers["agreement"] == 1
     assert numbers["images"]["1"] == numbers["images"]["2"] == 1 > numbers["images"]["0"]
+    assert numbers["data"] == f"folders, {labelled}"
+    assert done.stdout.splitlines()[0] == f"{model} on folders, {labelled}: val, 3 images"
     assert f"mIoU {100 * numbers['mean_iou']:.2f} over 3 of 3 classes, 3 images" in done.stdout
     assert [p.name for p in (tmp_path / "evaluation" / "worst").iterdir()] == ["01_0.png"]
     other = [*data[:2], '--data.classes=["a","b"]']
@@ -153,6 +162,79 @@ def test_the_script(tmp_path):
     assert refused.returncode == 2
     assert "has the classes ['sky', 'land', 'sea'], the data ['a', 'b']" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_no_evaluation_is_overwritten(tmp_path, labelled, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call = ["model.onnx", "--data.format=folders", f"--data.root={labelled}", "--worst=1"]
+    assert assess.main(call) == 0
+    first = (tmp_path / "evaluation" / "evaluation.json").read_bytes()
+    assert assess.main([*call, "--split=train"]) == 0
+    assert "evaluation-2/evaluation.json" in capsys.readouterr().out
+    assert (tmp_path / "evaluation" / "evaluation.json").read_bytes() == first
+    assert json.loads((tmp_path / "evaluation-2" / "evaluation.json").read_text())["split"] == "train"
+    assert assess.main([*call, "--output_dir=evaluation"]) == 2
+    assert "--output_dir: evaluation holds an evaluation already" in capsys.readouterr().err
+    assert (tmp_path / "evaluation" / "evaluation.json").read_bytes() == first
+
+
+def test_classes_that_nobody_names_are_the_networks(tmp_path, labelled, capsys):
+    call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
+    assert assess.main([*call, "--data.format=folders"]) == 0
+    assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["iou"]) == onnx_files.CLASSES
+    capsys.readouterr()
+    for alone in (call[:1], call[:2]):
+        assert assess.main(alone) == 2
+        assert "model.onnx: is no part of a run" in (told := capsys.readouterr().err)
+        assert "set --data.format with --data.root, or --config" in told
+        assert len(told.splitlines()) == 1
+
+
+def test_a_folder_without_class_names_takes_those_of_the_data(tmp_path, labelled, capsys):
+    models.save(models.build(NetworkConfig(encoder_name="tu-test_resnet"), onnx_files.CLASSES), tmp_path / "theirs")
+    (tmp_path / "theirs" / "id2label.json").unlink()
+    call = [str(tmp_path / "theirs"), "--teacher", str(tmp_path / "model.onnx"), "--data.format=folders"]
+    call += [f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
+    assert assess.main([*call, f"--data.classes={json.dumps(onnx_files.CLASSES)}"]) == 0
+    assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["iou"]) == onnx_files.CLASSES
+    assert assess.main([*call[:-1], '--data.classes=["a","b","c","d"]']) == 2
+    assert "theirs: predicts 3 classes, but the data has 4" in capsys.readouterr().err
+
+
+def test_flags_win_over_a_runs_own_settings(tmp_path, labelled, capsys):
+    text = f"data: {{format: folders, root: {tmp_path / 'nowhere'}, max_eval_samples: 2}}"
+    (tmp_path / "config.yaml").write_text(text)
+    call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
+    assert assess.main(call) == 0
+    assert f"on folders, {labelled}: val, 2 images" in capsys.readouterr().out
+
+
+def odd_mask(path, operator, shape=None, **attributes):
+    """A file whose mask is not `[N, H, W]`: an operator is put behind it, and it claims a shape."""
+    file = onnx_files.build()
+    file.graph.node[-1].output[0] = "inner"
+    file.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axes"))
+    inputs = ["inner", "axes"] if operator == "Unsqueeze" else ["inner"]
+    file.graph.node.append(onnx.helper.make_node(operator, inputs, ["mask"], **attributes))
+    file.graph.output[0].type.tensor_type.ClearField("shape")
+    if shape:
+        file.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.UINT8, shape))
+    onnx.save(file, str(path))
+    return path
+
+
+@pytest.mark.parametrize("shape", [["N", 1, "H", "W"], None])
+def test_a_mask_of_four_dimensions_is_refused(tmp_path, shape):
+    with pytest.raises(ConfigError, match=r"odd\.onnx: its mask has the shape .*, expected 3 dimensions"):
+        OnnxModel(odd_mask(tmp_path / "odd.onnx", "Unsqueeze", shape))
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    model = OnnxModel(odd_mask(tmp_path / "odd.onnx", "Transpose", perm=[0, 2, 1]))
+    image = images().read(0)[0]
+    with pytest.raises(ConfigError, match=r"odd\.onnx: gives mask of \(44, 30\) for an image, expected \(30, 44\)"):
+        model.mask(image)
+    assert model.logits(image).shape == (3, 30, 44)
 
 
 def test_latencies_and_sizes(tmp_path):

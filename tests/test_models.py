@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import albumentations as A
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -11,6 +12,7 @@ from timm.layers import Conv2dSame
 from distill import models
 from distill.config import ConfigError, NetworkConfig
 from distill.data import save_preprocessing
+from distill.smp_folder import SmpFolder
 
 CLASSES = ["a", "b", "c"]
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -224,6 +226,13 @@ def test_what_stands_there_instead_of_a_folder_is_said(folder):
 def test_encoders_that_compute_with_numbers_while_they_are_built_load(tmp_path):
     models.save(network("segformer", "mit_b0"), tmp_path)
     assert models.load(tmp_path, CLASSES, *IMAGENET)(images(64, 64)).upsampled().shape == (2, 3, 64, 64)
+
+
+def test_a_folder_whose_network_takes_one_size_says_so(tmp_path):
+    models.save(network("dpt", "tu-vit_tiny_patch16_224"), tmp_path)
+    with pytest.raises(ConfigError, match=rf"{tmp_path}: failed on an image of \(30, 40, 3\): .*224") as raised:
+        SmpFolder(tmp_path).mask(np.zeros((30, 40, 3), np.uint8))
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20, 32), (32, 32)])
