@@ -1,13 +1,18 @@
-"""Scores from one integer confusion matrix over the whole set: the same for any batch size and number of processes."""
+"""Scores: mIoU from one integer confusion matrix, boundary IoU, calibration error.
+
+All are sums over the pixels of the whole set: the same for any batch size and number of processes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
-from distill.batch import UNLABELLED
+from distill.batch import UNLABELLED, VOID
 
 
 def confusion_matrix(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
@@ -75,3 +80,81 @@ class Scores:
         expected = truth * predicted / truth.sum()
         skill = (inter - expected) / (truth + predicted - inter - expected)
         return skill[truth > 0].mean().item()
+
+
+BOUNDARY_WIDTH = 0.02  # of the image's diagonal
+
+
+class BoundaryIoU:
+    """IoU of the pixels near the outlines of each class (Cheng et al., 2021, arXiv:2103.16562).
+
+    A mask's pixels count if they lie within 2 % of the image's diagonal of a pixel of another class or of the image's
+    edge. Void is void in the prediction too, so both have the same outline there.
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int):
+        self.classes = classes
+        self.counts = np.zeros((3, classes), dtype=np.int64)  # intersection, truth, prediction
+
+    def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
+        """Counts an image: class ids uint8 `[H, W]`, and labels that may hold void or unlabelled pixels."""
+        known = mask < UNLABELLED
+        truth, guess = (np.where(known, labels, np.uint8(VOID)) for labels in (mask, prediction))
+        near_truth, near_guess = _near_boundary(truth) & known, _near_boundary(guess) & known
+        for i, labels in enumerate((truth[near_truth & near_guess & (truth == guess)], truth[near_truth])):
+            self.counts[i] += np.bincount(labels, minlength=self.classes)
+        self.counts[2] += np.bincount(guess[near_guess], minlength=self.classes)
+
+    @property
+    def iou(self) -> list[float | None]:
+        """Of each class, 0 to 1; None if the ground truth has no outline of it."""
+        return [int(i) / int(t + p - i) if t else None for i, t, p in self.counts.T]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the classes that the ground truth has; 0 if it has none."""
+        values = [value for value in self.iou if value is not None]
+        return sum(values) / len(values) if values else 0.0
+
+
+def _near_boundary(labels: np.ndarray) -> np.ndarray:
+    """Where a window around the pixel holds more than one label, or the image's edge: bool `[H, W]`."""
+    reach = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*labels.shape))))
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    # Beyond the edge lies 0 for the minimum and 255 for the maximum, so a window that reaches out sees two labels.
+    low = cv2.erode(labels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    high = cv2.dilate(labels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=255)
+    return low != high
+
+
+class Calibration:
+    """Expected calibration error of the highest probability (Guo et al., 2017, arXiv:1706.04599).
+
+    Labelled pixels are sorted into equal bins by confidence; the error is the mean, over pixels, of the distance
+    between a bin's accuracy and its mean confidence.
+
+    Args:
+        bins: number of bins.
+    """
+
+    def __init__(self, bins: int = 15):
+        self.bins = bins
+        self.pixels, self.right = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
+        self.confidence = np.zeros(bins)
+
+    def add(self, confidence: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> None:
+        """Counts an image: probabilities of the predicted class, class ids and labels, each `[H, W]`."""
+        known = mask < UNLABELLED
+        values = confidence[known].astype(np.float64)
+        places = np.minimum((values * self.bins).astype(np.int64), self.bins - 1)
+        self.pixels += np.bincount(places, minlength=self.bins)
+        self.right += np.bincount(places[prediction[known] == mask[known]], minlength=self.bins)
+        self.confidence += np.bincount(places, values, self.bins)
+
+    @property
+    def error(self) -> float:
+        """0 (a confidence of 70 % is right in 70 % of cases) to 1."""
+        return float(np.abs(self.right - self.confidence).sum() / max(1, self.pixels.sum()))

@@ -21,29 +21,23 @@ import torch
 from accelerate import Accelerator
 
 from distill import models
-from distill.checkpoint import (
-    publish,
-    refuse_other_settings,
-    remove_leftovers,
-    sha256,
-    size_of,
-    write_json,
-    write_text,
-)
-from distill.config import HARMLESS, Config, ConfigError, NetworkConfig, dump, flatten
+from distill.artifacts import exported, loses_too_much
+from distill.config.schema import HARMLESS, Config, NetworkConfig, dump, flatten
 from distill.data import Splits, check_once, open_splits, save_preprocessing
-from distill.export import ExportError
-from distill.files import exported, loses_too_much
-from distill.launch import from_main, lock, lost_are_named, on_all, on_main, start, stop_on_signal
+from distill.data.class_weights import class_weights
+from distill.errors import ConfigError, ExportError, Stopped
 from distill.losses import TERMS
-from distill.losses.supervised import class_weights
-from distill.models import Network
-from distill.objective import build_objective
-from distill.results import collect, finish
-from distill.run import RECORD, Run, Stopped
-from distill.smp_files import FILES
-from distill.teacher import Teacher, check_teacher
-from distill.train import train
+from distill.models.network import Network
+from distill.models.smp_files import FILES
+from distill.reporting.results import collect, finish
+from distill.storage import lock, publish, sha256, size_of, write_json, write_text
+from distill.training.checkpoint import refuse_other_settings, remove_leftovers
+from distill.training.context import RECORD, Run
+from distill.training.distributed import from_main, on_all, on_main, start, stop_on_signal
+from distill.training.objective import build_objective
+from distill.training.rank_failures import lost_are_named
+from distill.training.teacher import Teacher, check_teacher
+from distill.training.trainer import train
 
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
 CHECKED = "checked.json"

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from distill.config import Config, ConfigError, dump
-from distill.config_parse import parse, read_yaml, refuse_mixed
+from distill.config.parse import parse, read_yaml, refuse_mixed
+from distill.config.schema import Config, dump
+from distill.errors import ConfigError
 
 SECTIONS = {"settings", "trials", "grid", "random", "seeds"}
 
@@ -114,11 +115,11 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
     """Trains every trial that nobody else is at work on, and returns the scores of all that are there."""
     # Only now: it imports torch.
     from distill import pipeline
-    from distill.checkpoint import write_json, write_text
     from distill.data import check_splits, open_splits
-    from distill.launch import from_main, lock, on_main
-    from distill.run import Stopped
-    from distill.teacher import Teacher
+    from distill.errors import Stopped
+    from distill.storage import lock, write_json, write_text
+    from distill.training.distributed import from_main, on_main
+    from distill.training.teacher import Teacher
 
     def take(name: str) -> IO[str] | None:
         """The right to work on a trial, as long as the file is open; only the main process holds it."""

@@ -28,20 +28,22 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from distill import models, report
+from distill import models
 from distill.batch import UNLABELLED, VOID, Batch, Outputs, Target
-from distill.checkpoint import write_json
-from distill.config import DataConfig, ExportConfig, NetworkConfig
-from distill.config_parse import parse
+from distill.config.parse import parse
+from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
 from distill.data import open_splits
-from distill.export import ExportError, export_onnx, is_fixed
-from distill.inference import benchmark
+from distill.deployment.latency import benchmark
+from distill.deployment.onnx_export import export_onnx, is_fixed
+from distill.errors import ExportError
 from distill.losses import TERMS
-from distill.losses.fused import fused
+from distill.losses.chunked import fused
 from distill.losses.pixel import KD
 from distill.losses.supervised import CrossEntropy
-from distill.objective import Distiller, build_objective
-from distill.teacher import Teacher
+from distill.reporting import report
+from distill.storage import write_json
+from distill.training.objective import Distiller, build_objective
+from distill.training.teacher import Teacher
 
 # What is measured beside the defaults of every term.
 VARIANTS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from distill.launcher import follow
+    from distill.training.launcher import follow
 
     follow()  # before anything takes its time
     from distill.sweep import command_line, sweep

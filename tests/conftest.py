@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.config import Config
-from distill.config_parse import parse
+from distill.config.parse import parse
+from distill.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {

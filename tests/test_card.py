@@ -10,10 +10,10 @@ from conftest import tiny_config
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from distill import card
-from distill.config import ConfigError
-from distill.config_parse import parse
+from distill.config.parse import parse
+from distill.errors import ConfigError
 from distill.pipeline import distil
+from distill.reporting import model_card
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_file_for_one_size_says_so(student, tmp_path):
     shutil.copytree(student[0].parent, tmp_path / "run")
     results = student[1] | {"onnx": student[1]["onnx"] | {"fixed_size": [360, 480]}}
     config = tiny_config(tmp_path / "run", data__format="folders", data__root=tmp_path / "roads")
-    card.write_card(tmp_path / "run" / "student", config, results)
+    model_card.write_card(tmp_path / "run" / "student", config, results)
     text = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "images have to be 480 wide and 360 high" in text
     assert "any size" not in text
@@ -75,8 +75,8 @@ def test_a_folder_is_uploaded_without_what_is_private(student, monkeypatch):
         def upload_folder(self, **options):
             calls["upload"] = options
 
-    monkeypatch.setattr(card, "HfApi", Hub)
-    assert card.push(student[0], "me/small") == "https://hub/me/small"
+    monkeypatch.setattr(model_card, "HfApi", Hub)
+    assert model_card.push(student[0], "me/small") == "https://hub/me/small"
     assert calls["repo"] == ("me/small", {"private": True, "exist_ok": True})
     patterns = {k: calls["upload"][k] for k in ("allow_patterns", "ignore_patterns")}
     names = [str(path.relative_to(student[0])) for path in student[0].iterdir()]
@@ -87,9 +87,11 @@ def test_a_folder_is_uploaded_without_what_is_private(student, monkeypatch):
 
 def test_without_a_token_the_message_says_so(student, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(card.HfApi, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 no token")))
+    monkeypatch.setattr(
+        model_card.HfApi, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 no token"))
+    )
     with pytest.raises(ConfigError, match=r"me/small was not uploaded \(401 no token\); is HF_TOKEN set"):
-        card.push(student[0], "me/small")
+        model_card.push(student[0], "me/small")
 
 
 def test_a_repository_has_a_name(capsys):

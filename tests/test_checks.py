@@ -10,8 +10,8 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from distill.config import ConfigError
 from distill.data import check_once, open_splits
+from distill.errors import ConfigError
 from distill.pipeline import main
 
 

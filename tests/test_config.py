@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import HARMLESS, Config, dump, flatten
-from distill.config_parse import parse
+from distill.config.parse import parse
+from distill.config.schema import HARMLESS, Config, dump, flatten
 from distill.data import build_transform
 from distill.losses import TERMS
 from distill.pipeline import try_build
@@ -105,7 +105,7 @@ def test_help_lists_every_setting_with_its_help_and_default():
 
 
 def test_settings_are_read_without_torch():
-    code = "import sys; from distill.config_parse import parse; parse([]); print('torch' in sys.modules)"
+    code = "import sys; from distill.config.parse import parse; parse([]); print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

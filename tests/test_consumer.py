@@ -10,7 +10,7 @@ import onnx_files
 import onnxruntime
 from PIL import Image
 
-from distill.media import read_image
+from distill.deployment.media import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_TORCH = "import sys\nfor name in ('torch', 'segmentation_models_pytorch', 'timm'): sys.modules[name] = None\n"
@@ -44,7 +44,7 @@ def test_the_lines_of_the_readme_need_only_onnxruntime_numpy_and_pil(tmp_path):
 def test_predict_needs_no_torch_for_an_onnx_file(tmp_path):
     onnx_files.write(tmp_path / "model.onnx")
     Image.new("RGB", (40, 30), "navy").save(tmp_path / "photo.png")
-    code = f"sys.path.insert(0, {str(ROOT)!r})\nfrom distill.predict import main\n"
+    code = f"sys.path.insert(0, {str(ROOT)!r})\nfrom distill.deployment.predict import main\n"
     result = run(code + "sys.exit(main(['model.onnx', 'photo.png', '--overlay', '0.5']))", tmp_path)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "predictions" / "masks" / "photo.png").size == (40, 30)

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from distill.batch import UNLABELLED, VOID
-from distill.config import ConfigError, DataConfig
+from distill.config.schema import DataConfig
 from distill.data import build_transform, check_splits, open_splits, save_preprocessing, train_batches, val_batches
-from distill.data.loading import StepSampler
+from distill.data.loader import StepSampler
 from distill.data.transforms import TRANSFORMS, resize_labels
+from distill.errors import ConfigError
 
 
 def camvid_config(root: Path, **settings) -> DataConfig:

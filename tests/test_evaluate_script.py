@@ -11,12 +11,14 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from distill import assess, models
-from distill.config import ConfigError, NetworkConfig
+from distill import models
+from distill.config.schema import NetworkConfig
 from distill.data import Dataset
-from distill.deployed import OnnxModel
-from distill.inference import latencies, sizes
-from distill.scoring import BoundaryIoU, Calibration
+from distill.deployment.latency import latencies, sizes
+from distill.deployment.runtime import OnnxModel
+from distill.errors import ConfigError
+from distill.evaluation import detailed
+from distill.metrics import BoundaryIoU, Calibration
 
 
 def images(count=3, height=30, width=44):
@@ -90,7 +92,7 @@ def test_a_confidence_of_one_falls_into_the_last_bin():
 
 def test_assessment_of_a_network_that_is_its_own_teacher(model):
     dataset = images()
-    found = assess.assess(3, assess.plain(model), dataset, model)
+    found = detailed.assess(3, detailed.plain(model), dataset, model)
     assert found.agreement == 1
     matrix = np.zeros((3, 3), int)
     for i in range(len(dataset)):
@@ -102,7 +104,7 @@ def test_assessment_of_a_network_that_is_its_own_teacher(model):
 
 def test_values_that_are_not_finite_name_the_image(model):
     with pytest.raises(FloatingPointError, match="i0"):
-        assess.assess(3, lambda image: torch.full((3, 30, 44), float("nan")), images())
+        detailed.assess(3, lambda image: torch.full((3, 30, 44), float("nan")), images())
 
 
 @pytest.mark.parametrize("window", [(30, 44), (64, 64), (12, 16), (7, 44)])
@@ -112,19 +114,19 @@ def test_windows_cover_every_pixel_once_or_more(window):
 
     seen = []
     image = images().read(0)[0]
-    found = assess.sliding(lambda part: seen.append(part.shape[:2]) or position(part), window)(image)
+    found = detailed.sliding(lambda part: seen.append(part.shape[:2]) or position(part), window)(image)
     assert torch.allclose(found, position(image))
     assert set(seen) == {(min(30, window[0]), min(44, window[1]))}
 
 
 def test_mirrored_views_are_mirrored_back(model):
-    plain = assess.plain(model)
+    plain = detailed.plain(model)
     image = images().read(0)[0]
-    both = assess.augmented(plain, [1.0], flip=True)(image)
+    both = detailed.augmented(plain, [1.0], flip=True)(image)
     mirrored = plain(np.ascontiguousarray(image[:, ::-1])).flip(-1)
     assert torch.allclose(both, (plain(image) + mirrored) / 2, atol=1e-6)
-    assert torch.allclose(both.flip(-1), assess.augmented(plain, [1.0], True)(image[:, ::-1].copy()), atol=1e-6)
-    scaled = assess.augmented(plain, [0.5, 1.0, 1.5], flip=False)(image)
+    assert torch.allclose(both.flip(-1), detailed.augmented(plain, [1.0], True)(image[:, ::-1].copy()), atol=1e-6)
+    scaled = detailed.augmented(plain, [0.5, 1.0, 1.5], flip=False)(image)
     assert scaled.shape == (3, 30, 44)
     assert torch.allclose(scaled.sum(0), torch.ones(30, 44), atol=1e-5)
 
@@ -167,24 +169,24 @@ def test_the_script(tmp_path, labelled):
 def test_no_evaluation_is_overwritten(tmp_path, labelled, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     call = ["model.onnx", "--data.format=folders", f"--data.root={labelled}", "--worst=1"]
-    assert assess.main(call) == 0
+    assert detailed.main(call) == 0
     first = (tmp_path / "evaluation" / "evaluation.json").read_bytes()
-    assert assess.main([*call, "--split=train"]) == 0
+    assert detailed.main([*call, "--split=train"]) == 0
     assert "evaluation-2/evaluation.json" in capsys.readouterr().out
     assert (tmp_path / "evaluation" / "evaluation.json").read_bytes() == first
     assert json.loads((tmp_path / "evaluation-2" / "evaluation.json").read_text())["split"] == "train"
-    assert assess.main([*call, "--output_dir=evaluation"]) == 2
+    assert detailed.main([*call, "--output_dir=evaluation"]) == 2
     assert "--output_dir: evaluation holds an evaluation already" in capsys.readouterr().err
     assert (tmp_path / "evaluation" / "evaluation.json").read_bytes() == first
 
 
 def test_classes_that_nobody_names_are_the_networks(tmp_path, labelled, capsys):
     call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
-    assert assess.main([*call, "--data.format=folders"]) == 0
+    assert detailed.main([*call, "--data.format=folders"]) == 0
     assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["iou"]) == onnx_files.CLASSES
     capsys.readouterr()
     for alone in (call[:1], call[:2]):
-        assert assess.main(alone) == 2
+        assert detailed.main(alone) == 2
         assert "model.onnx: is no part of a run" in (told := capsys.readouterr().err)
         assert "set --data.format with --data.root, or --config" in told
         assert len(told.splitlines()) == 1
@@ -195,9 +197,9 @@ def test_a_folder_without_class_names_takes_those_of_the_data(tmp_path, labelled
     (tmp_path / "theirs" / "id2label.json").unlink()
     call = [str(tmp_path / "theirs"), "--teacher", str(tmp_path / "model.onnx"), "--data.format=folders"]
     call += [f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
-    assert assess.main([*call, f"--data.classes={json.dumps(onnx_files.CLASSES)}"]) == 0
+    assert detailed.main([*call, f"--data.classes={json.dumps(onnx_files.CLASSES)}"]) == 0
     assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["iou"]) == onnx_files.CLASSES
-    assert assess.main([*call[:-1], '--data.classes=["a","b","c","d"]']) == 2
+    assert detailed.main([*call[:-1], '--data.classes=["a","b","c","d"]']) == 2
     assert "theirs: predicts 3 classes, but the data has 4" in capsys.readouterr().err
 
 
@@ -205,7 +207,7 @@ def test_flags_win_over_a_runs_own_settings(tmp_path, labelled, capsys):
     text = f"data: {{format: folders, root: {tmp_path / 'nowhere'}, max_eval_samples: 2}}"
     (tmp_path / "config.yaml").write_text(text)
     call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
-    assert assess.main(call) == 0
+    assert detailed.main(call) == 0
     assert f"on folders, {labelled}: val, 2 images" in capsys.readouterr().out
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill import export, models
-from distill.config import DataConfig, ExportConfig, NetworkConfig
+from distill import models
+from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
 from distill.data import Dataset, open_splits
+from distill.deployment import onnx_export
 
 SMALL = ((33, 50),)
 CLASSES = [str(i) for i in range(10)]
@@ -33,7 +34,9 @@ def network(arch: str = "fpn", encoder: str = "tu-test_resnet") -> models.Networ
 @pytest.fixture(scope="module")
 def exported(scenes, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    proof = export.export_onnx(network(), path, scenes, ExportConfig(), {"classes": CLASSES, "palette": [[1, 2, 3]]})
+    proof = onnx_export.export_onnx(
+        network(), path, scenes, ExportConfig(), {"classes": CLASSES, "palette": [[1, 2, 3]]}
+    )
     return path, proof
 
 
@@ -80,7 +83,7 @@ def test_a_float_image_is_refused(exported):
 
 def test_an_architecture_that_bakes_in_its_size_takes_no_other(scenes, tmp_path):
     path = tmp_path / "model.onnx"
-    proof = export.export_onnx(network("pspnet"), path, scenes, ExportConfig(), {})
+    proof = onnx_export.export_onnx(network("pspnet"), path, scenes, ExportConfig(), {})
     assert proof["shapes"] == [[1, 64, 96], [3, 64, 96]]
     session = onnxruntime.InferenceSession(path)
     assert session.get_inputs()[0].shape[1:] == [64, 96, 3]
@@ -90,7 +93,7 @@ def test_an_architecture_that_bakes_in_its_size_takes_no_other(scenes, tmp_path)
 
 @pytest.mark.parametrize(("fault", "output"), [("weights", "logits"), ("nan", "none")])
 def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fault, output):
-    write = export.write_onnx
+    write = onnx_export.write_onnx
 
     def write_another(net, *arguments):
         other = network()
@@ -99,9 +102,9 @@ def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fau
             bias[3] += 0.5 if fault == "weights" else float("nan")
         write(other, *arguments)
 
-    monkeypatch.setattr(export, "write_onnx", write_another)
-    with pytest.raises(export.ExportError, match="differs" if fault == "weights" else "not finite"):
-        export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(output=output), {}, SMALL)
+    monkeypatch.setattr(onnx_export, "write_onnx", write_another)
+    with pytest.raises(onnx_export.ExportError, match="differs" if fault == "weights" else "not finite"):
+        onnx_export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(output=output), {}, SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,14 +113,14 @@ def test_a_network_that_the_exporter_cannot_take_is_named(scenes, tmp_path, monk
         raise torch.onnx.OnnxExporterError("Failed\nin detail") from ValueError("no such size\nsource code")
 
     monkeypatch.setattr(torch.onnx, "export", refuse)
-    with pytest.raises(export.ExportError, match=r"cannot export fpn-tu-test_resnet \(no such size\)"):
-        export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
+    with pytest.raises(onnx_export.ExportError, match=r"cannot export fpn-tu-test_resnet \(no such size\)"):
+        onnx_export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
 
 
 @pytest.mark.parametrize("output", ["confidence", "none"])
 def test_other_outputs(scenes, tmp_path, output):
     path = tmp_path / "model.onnx"
-    proof = export.export_onnx(network(), path, scenes, ExportConfig(output=output), {}, SMALL)
+    proof = onnx_export.export_onnx(network(), path, scenes, ExportConfig(output=output), {}, SMALL)
     assert 0 < proof["max_abs_diff"] <= 1e-3  # of logits that the file does not give
     session = onnxruntime.InferenceSession(path)
     image = scenes.read(0)[0][None]
@@ -140,8 +143,8 @@ def test_nothing_of_the_sources_is_in_the_file(exported):
 def test_images_of_several_sizes_and_an_architecture_for_one(tmp_path):
     images = [np.zeros((64, 96, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)]
     several = Dataset(["a", "b"], lambda i: (images[i], images[i][..., 0]), [()] * 2, lambda i: None)
-    with pytest.raises(export.ExportError, match=r"PSPNet is exported for one size.*data.image_size"):
-        export.export_onnx(network("pspnet"), tmp_path / "model.onnx", several, ExportConfig(), {})
+    with pytest.raises(onnx_export.ExportError, match=r"PSPNet is exported for one size.*data.image_size"):
+        onnx_export.export_onnx(network("pspnet"), tmp_path / "model.onnx", several, ExportConfig(), {})
 
 
 @pytest.mark.parametrize(("align_corners", "scale"), [(True, None), (False, None), (True, 2.0), (False, 4.0)])
@@ -159,7 +162,7 @@ def test_bilinear_upsampling_is_that_of_torch(tmp_path, align_corners, scale):
         dynamic_shapes=shapes,
         dynamo=True,
         verbose=False,
-        custom_translation_table=export.TRANSLATIONS,
+        custom_translation_table=onnx_export.TRANSLATIONS,
     )
     program.save(tmp_path / "up.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "up.onnx")
@@ -185,7 +188,7 @@ def test_the_cheaper_order_gives_the_same_logits():
 
 @pytest.mark.parametrize("arch", ["unet", "deeplabv3plus", "segformer"])
 def test_other_architectures(scenes, tmp_path, arch):
-    proof = export.export_onnx(network(arch), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
+    proof = onnx_export.export_onnx(network(arch), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
     assert proof["shapes"] == [[count, *size] for size in ([64, 96], *map(list, SMALL)) for count in (1, 3)]
 
 
@@ -193,6 +196,6 @@ def test_other_architectures(scenes, tmp_path, arch):
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-mobilenetv3_small_050"])
 @pytest.mark.parametrize("arch", ["unet", "fpn", "deeplabv3plus", "segformer", "linknet", "pan", *models.FIXED_SIZE])
 def test_architectures_sizes_and_batches(scenes, tmp_path, arch, encoder):
-    proof = export.export_onnx(network(arch, encoder), tmp_path / "model.onnx", scenes, ExportConfig(), {})
-    sizes = [[64, 96], *([] if arch in models.FIXED_SIZE else map(list, export.OTHER_SIZES))]
+    proof = onnx_export.export_onnx(network(arch, encoder), tmp_path / "model.onnx", scenes, ExportConfig(), {})
+    sizes = [[64, 96], *([] if arch in models.FIXED_SIZE else map(list, onnx_export.OTHER_SIZES))]
     assert proof["shapes"] == [[count, *size] for size in sizes for count in (1, 3)]

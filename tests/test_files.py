@@ -5,9 +5,9 @@ import json
 import pytest
 from conftest import tiny_config
 
-from distill import files
-from distill.export import ExportError
-from distill.inference import RATIOS
+from distill import artifacts
+from distill.deployment.latency import RATIOS
+from distill.errors import ExportError
 from distill.pipeline import distil
 
 SETTINGS = {
@@ -55,7 +55,7 @@ def test_what_is_there_is_not_made_again(finished, monkeypatch):
     def refuse(*_):
         raise ExportError("model.fp16.onnx: no")
 
-    monkeypatch.setattr(files, "halve_onnx", refuse)
+    monkeypatch.setattr(artifacts, "halve_onnx", refuse)
     (folder / "student" / "model.fp16.onnx").unlink()
     again = distil(tiny_config(folder, **SETTINGS | {"export__int8_calibration_images": 2}))
     assert again["onnx"] == found["onnx"]

@@ -3,9 +3,9 @@ import onnx_files
 import pytest
 from test_quantize import scenes
 
-from distill import half
-from distill.deployed import OnnxModel
-from distill.export import ExportError
+from distill.deployment import fp16
+from distill.deployment.runtime import OnnxModel
+from distill.errors import ExportError
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def student(tmp_path):
 
 
 def run(student):
-    return half.halve_onnx(student, student.with_name("model.fp16.onnx"), scenes(OnnxModel(student), 3, 0))
+    return fp16.halve_onnx(student, student.with_name("model.fp16.onnx"), scenes(OnnxModel(student), 3, 0))
 
 
 def test_same_contract_half_the_weights(student):
@@ -29,14 +29,14 @@ def test_same_contract_half_the_weights(student):
 
 
 def test_an_invalid_file_is_one_line_and_no_file(student, monkeypatch):
-    convert = half.convert_float_to_float16
+    convert = fp16.convert_float_to_float16
 
     def broken(model, **options):
         found = convert(model, **options)
         found.graph.node[3].input[0] = "nothing"
         return found
 
-    monkeypatch.setattr(half, "convert_float_to_float16", broken)
+    monkeypatch.setattr(fp16, "convert_float_to_float16", broken)
     with pytest.raises(ExportError, match="float16 gives no valid file") as caught:
         run(student)
     assert "\n" not in str(caught.value)

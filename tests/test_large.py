@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from distill import predict
-from distill.deployed import OnnxModel
-from distill.large import Shrunk, Tiled, starts
+from distill.deployment import predict
+from distill.deployment.runtime import OnnxModel
+from distill.deployment.tiles import Shrunk, Tiled, starts
 
 
 def noise(height, width):

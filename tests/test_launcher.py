@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, TINY, flags, tiny_config
 
-from distill.launch import start
+from distill.training.distributed import start
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-q")
-PRINTS = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from distill.launcher import *; print(asked_threads())"
+PRINTS = (
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from distill.training.launcher import *; print(asked_threads())"
+)
 # A launcher as far as its children can tell: torchrun's variable, and a number of threads that nobody asked for.
 LAUNCHER = """
 import os, subprocess, sys

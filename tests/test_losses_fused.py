@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from losses_reference import relative
 
 from distill.batch import UNLABELLED, VOID, Outputs, Target
-from distill.config_terms import Schedule
+from distill.config.terms import Schedule
 from distill.losses import TERMS
-from distill.losses.fused import fused
+from distill.losses.chunk_ops import by_hand, is_by_hand
+from distill.losses.chunked import fused
 from distill.losses.pixel import DKD, KD
-from distill.losses.strips import by_hand, is_by_hand
 from distill.losses.supervised import CrossEntropy, Focal
-from distill.objective import Objective
+from distill.training.objective import Objective
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "benchmark.py"))
 WEIGHTS = [0.5, 2.0, 1.0, 3.0, 1.5]

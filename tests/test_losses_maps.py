@@ -13,9 +13,9 @@ from distill.batch import UNLABELLED, VOID, Outputs, Target
 from distill.losses import TERMS
 from distill.losses.cirkd import CIRKD, Memory
 from distill.losses.features import AT, MGD, Hint
-from distill.losses.grid import Cells, cell_position, interpolation, pixel_centres
+from distill.losses.geometry import Cells, cell_position, interpolation, pixel_centres
 from distill.losses.maps import CWD, DIST
-from distill.losses.relations import IFVD, SKD
+from distill.losses.relational import IFVD, SKD
 
 
 def built(term, student, teacher):

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from losses_reference import counted, gradients_of, mean_over_pixels, scene, softmax
 
 from distill.batch import VOID, Outputs, Target
-from distill.losses.supervised import OHEM, CrossEntropy, Dice, Focal, Jaccard, Lovasz, class_weights
+from distill.data.class_weights import class_weights
+from distill.losses.supervised import OHEM, CrossEntropy, Dice, Focal, Jaccard, Lovasz
 
 WEIGHTS = [0.5, 2.0, 1.0, 3.0]
 

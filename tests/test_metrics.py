@@ -4,7 +4,7 @@ import torch
 
 from distill.batch import UNLABELLED, VOID, Outputs
 from distill.data.datasets import Dataset
-from distill.evaluate import evaluate
+from distill.evaluation.scores import evaluate
 from distill.metrics import Scores, confusion_matrix
 
 

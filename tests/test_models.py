@@ -10,9 +10,10 @@ import torch
 from timm.layers import Conv2dSame
 
 from distill import models
-from distill.config import ConfigError, NetworkConfig
+from distill.config.schema import NetworkConfig
 from distill.data import save_preprocessing
-from distill.smp_folder import SmpFolder
+from distill.deployment.torch_runtime import SmpFolder
+from distill.errors import ConfigError
 
 CLASSES = ["a", "b", "c"]
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

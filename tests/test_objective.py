@@ -7,11 +7,11 @@ from conftest import tiny_config
 
 from distill import models
 from distill.batch import VOID, Outputs, Target
-from distill.config import ConfigError
-from distill.config_terms import Schedule
+from distill.config.terms import Schedule
 from distill.data import Dataset, Splits, open_splits
-from distill.objective import Distiller, build_objective
+from distill.errors import ConfigError
 from distill.pipeline import with_class_weights
+from distill.training.objective import Distiller, build_objective
 
 
 def networks(config):

@@ -11,13 +11,13 @@ import torch
 from conftest import ROOT, TINY, flags, start_script, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill import checkpoint, teacher, train
 from distill.batch import UNLABELLED
-from distill.config import ConfigError
-from distill.config_parse import parse
+from distill.config.parse import parse
+from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.metrics import Scores
 from distill.pipeline import distil, main
+from distill.training import checkpoint, teacher, trainer
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +98,14 @@ def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):
     shutil.copytree(camvid / "train", camvid / "more")
     config = tiny_config(tmp_path / "run", data__unlabelled="more", teacher__allow_near_chance="true", **settings)
     seen: dict[str, list[float]] = {}
-    count = train.update
+    count = trainer.update
 
     def counted(run, stage, step, training, micro_batches, teacher):
         seen.setdefault(stage, []).extend((m.mask == UNLABELLED).any().item() for m in micro_batches)
         return count(run, stage, step, training, micro_batches, teacher)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "update", counted)
+        patch.setattr(trainer, "update", counted)
         distil(config)
     assert {stage: any(shares) for stage, shares in seen.items()} == {
         "teacher": False,
@@ -240,7 +240,7 @@ def test_settings_that_find_no_space_leave_the_old_ones_and_the_next_start_works
 
 
 def test_two_runs_in_one_folder_the_second_is_refused(tmp_path, capsys):
-    from distill.launch import lock
+    from distill.storage import lock
 
     folder = tmp_path / "run"
     held = lock(folder)

@@ -12,10 +12,12 @@ import pytest
 from onnx import TensorProto
 from PIL import Image
 
-from distill import deployed, media, models, pictures, predict
-from distill.config import ConfigError, NetworkConfig
-from distill.deployed import OnnxModel, OnnxProcess, open_model
-from distill.sandbox import SandboxError
+from distill import models, visualize
+from distill.config.schema import NetworkConfig
+from distill.deployment import media, predict, runtime
+from distill.deployment.runtime import OnnxModel, OnnxProcess, open_model
+from distill.deployment.sandbox import SandboxError
+from distill.errors import ConfigError
 
 
 def noise(height=30, width=44, seed=0):
@@ -74,8 +76,8 @@ def test_overlay_and_side_by_side(model, photos, tmp_path, capsys):
     assert run(capsys, *arguments, "--overlay", 1.0)[0] == 0
     mask = np.asarray(Image.open(tmp_path / "out/masks/0.png"))
     full = np.asarray(Image.open(tmp_path / "out/overlays/0.jpg")).astype(int)
-    assert np.abs(full - pictures.colorize(mask, onnx_files.PALETTE)).mean() < 12
-    assert Image.open(tmp_path / "out/side_by_side/0.jpg").size == (2 * 44 + pictures.GAP, 30 + pictures.TITLE)
+    assert np.abs(full - visualize.colorize(mask, onnx_files.PALETTE)).mean() < 12
+    assert Image.open(tmp_path / "out/side_by_side/0.jpg").size == (2 * 44 + visualize.GAP, 30 + visualize.TITLE)
     assert run(capsys, *arguments[:4], "--overlay", 0)[0] == 0
     none = np.asarray(Image.open(tmp_path / "out/overlays/0.jpg")).astype(int)
     assert np.abs(none - smooth).mean() < 2
@@ -259,7 +261,7 @@ def test_a_file_named_like_an_address_does_not_ask_the_network(model, tmp_path, 
 
 @pytest.mark.parametrize("operator", ["ConstantOfShape", "Expand", "Loop"])
 def test_an_onnx_file_that_asks_for_too_much_is_stopped(photos, tmp_path, capsys, monkeypatch, operator):
-    monkeypatch.setattr(deployed, "BASE_SECONDS", 3)
+    monkeypatch.setattr(runtime, "BASE_SECONDS", 3)
     path = onnx_files.swollen(tmp_path / "model.onnx", operator)
     code, _, err = run(capsys, path, photos / "0.png", "--output_dir", tmp_path / "out", "--num_threads", 1)
     assert code == (2 if operator == "Loop" else 1)
@@ -327,7 +329,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(photos):
 
 def test_a_video_comes_out_as_a_video(model, tmp_path, capsys):
     film(tmp_path / "ride.avi")
-    for more, size in ([], (48, 64)), (["--teacher", model], (48 + pictures.TITLE, 2 * 64 + pictures.GAP)):
+    for more, size in ([], (48, 64)), (["--teacher", model], (48 + visualize.TITLE, 2 * 64 + visualize.GAP)):
         assert run(capsys, model, tmp_path / "ride.avi", "--output_dir", tmp_path / "out", *more)[0] == 0
         assert [p.name for p in (tmp_path / "out/videos").iterdir()] == ["ride.mp4"]
         video = media.Video(tmp_path / "out/videos/ride.mp4")
@@ -335,8 +337,8 @@ def test_a_video_comes_out_as_a_video(model, tmp_path, capsys):
         assert (len(frames), video.fps, frames[0].shape) == (12, 10, (*size, 3))
     mask = np.asarray(Image.open(tmp_path / "out/masks/ride/000003.png"))
     frame = list(media.Video(tmp_path / "ride.avi"))[3]
-    half = pictures.overlay(frame, mask, onnx_files.PALETTE, 0.5)
-    assert np.abs(frames[3][pictures.TITLE :, -64:].astype(int) - half).mean() < 12
+    half = visualize.overlay(frame, mask, onnx_files.PALETTE, 0.5)
+    assert np.abs(frames[3][visualize.TITLE :, -64:].astype(int) - half).mean() < 12
 
 
 def test_nothing_done_gives_no_shares(model, tmp_path, capsys):

@@ -9,10 +9,10 @@ from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData
 from PIL import Image
 
-from distill import eight_bits, quantize
 from distill.data import Dataset
-from distill.deployed import OnnxModel
-from distill.export import ExportError
+from distill.deployment import int8, qdq
+from distill.deployment.runtime import OnnxModel
+from distill.errors import ExportError
 
 
 def scenes(labels: OnnxModel, count: int, seed: int) -> Dataset:
@@ -34,7 +34,7 @@ def student(tmp_path):
 def run(student, **options):
     model = OnnxModel(student)
     train, val = scenes(model, 4, 0), scenes(model, 3, 1)
-    return quantize.quantize_onnx(student, student.with_name("model.int8.onnx"), train, val, **options)
+    return int8.quantize_onnx(student, student.with_name("model.int8.onnx"), train, val, **options)
 
 
 def test_same_contract_and_a_proof_that_holds(student):
@@ -105,7 +105,7 @@ def graph_of(nodes, output, **shapes):
 
 
 def test_layers_with_many_terms_and_those_that_only_these_take_compute_in_8_bits():
-    assert quantize.quantizable(onnx_files.build().graph) == {
+    assert int8.quantizable(onnx_files.build().graph) == {
         "conv1": ["relu1", "conv1"],
         "conv2": ["relu2", "conv2"],
         "conv3": [],
@@ -126,7 +126,7 @@ def test_what_lies_between_is_in_8_bits_only_if_all_it_takes_is():
         node("Add", ["last", "active"], "y"),
     ]
     graph = graph_of(nodes, "y", w1=wide, w2=wide, w3=narrow, w4=wide)
-    assert quantize.quantizable(graph) == {
+    assert int8.quantizable(graph) == {
         "first": ["relu", "first"],
         "second": ["sum", "second"],
         "narrow": [],
@@ -144,7 +144,7 @@ def test_bilinear_resize_stays_in_float_and_products_with_made_up_matrices_are_n
         node("MatMul", ["third", "x"], "y"),
     ]
     wide = (16, 16, 3, 3)
-    found = quantize.quantizable(graph_of(nodes, "y", w1=wide, w2=wide, w3=wide))
+    found = int8.quantizable(graph_of(nodes, "y", w1=wide, w2=wide, w3=wide))
     assert found == {"first": ["near", "first"], "second": ["second"], "third": ["third"]}
 
 
@@ -166,12 +166,12 @@ class HalfRight:
 
     def __call__(self, path, dataset):
         self.calls += 1
-        right = quantize.torch.eye(3, dtype=quantize.torch.int64)
+        right = int8.torch.eye(3, dtype=int8.torch.int64)
         return right if path.name == "model.onnx" else right + 1
 
 
 def test_nothing_is_published_if_no_choice_holds(student, monkeypatch):
-    monkeypatch.setattr(quantize, "_confusion", lost := HalfRight())
+    monkeypatch.setattr(int8, "_confusion", lost := HalfRight())
     with pytest.raises(ExportError, match=r"8 bits lose over 0\.50 points of mIoU"):
         run(student, methods=["minmax"])
     assert lost.calls > 2
@@ -179,15 +179,15 @@ def test_nothing_is_published_if_no_choice_holds(student, monkeypatch):
 
 
 def test_outputs_that_are_not_finite_are_not_published(student, monkeypatch):
-    monkeypatch.setattr(quantize.np, "isfinite", lambda values: np.array([False]))
+    monkeypatch.setattr(int8.np, "isfinite", lambda values: np.array([False]))
     with pytest.raises(ExportError, match="not finite"):
         run(student, methods=["minmax"], max_lost=1)
     assert not student.with_name("model.int8.onnx").exists()
 
 
 def test_calibration_images_are_spread_over_the_set():
-    assert quantize._spread(10, 4) == [0, 2, 5, 7]
-    assert quantize._spread(3, 64) == [0, 1, 2]
+    assert int8._spread(10, 4) == [0, 2, 5, 7]
+    assert int8._spread(3, 64) == [0, 1, 2]
 
 
 NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -221,8 +221,8 @@ def test_nearest_upsampling_copies_pixels_in_8_bits(tmp_path):
         path = tmp_path / f"{name}.onnx"
         with pytest.MonkeyPatch.context() as patch:
             if name == "resized":
-                patch.setattr(quantize, "spare_floats", lambda graph: None)
-            quantize._write(model, path, ranges, quantize.quantizable(model.graph))
+                patch.setattr(int8, "spare_floats", lambda graph: None)
+            int8._write(model, path, ranges, int8.quantizable(model.graph))
         onnx.checker.check_model(str(path), full_check=True)
         results[name] = ort.InferenceSession(str(path)).run(None, {"x": x})[0]
         operators = [node.op_type for node in onnx.load(path).graph.node]
@@ -238,4 +238,4 @@ def test_nearest_upsampling_copies_pixels_in_8_bits(tmp_path):
 )
 def test_other_upsampling_is_no_copy(scales, changed):
     node = onnx.helper.make_node("Resize", ["a", "", "scales"], ["b"], "near", **(NEAREST | changed))
-    assert eight_bits._factors(node, {"scales": np.array(scales, np.float32)}) is None
+    assert qdq._factors(node, {"scales": np.array(scales, np.float32)}) is None

@@ -7,13 +7,13 @@ import torch
 from conftest import tiny_config
 from torch import nn
 
-from distill import files
-from distill.config import NetworkConfig
-from distill.deployed import OnnxModel
-from distill.export import ExportError
-from distill.models import build
+from distill import artifacts
+from distill.config.schema import NetworkConfig
+from distill.deployment.runtime import OnnxModel
+from distill.errors import ExportError
+from distill.models.network import build
 from distill.pipeline import distil
-from distill.rounding import RoundedInput, RoundedWeight, settle, simulate
+from distill.training.qat import RoundedInput, RoundedWeight, settle, simulate
 
 
 def test_weights_have_a_scale_a_channel_and_at_most_255_values():
@@ -77,7 +77,7 @@ SETTINGS = {
 
 
 def test_a_student_whose_8_bits_lose_too_much_is_tuned(tmp_path, monkeypatch):
-    folder, refused, real = tmp_path / "run", [], files.quantize_onnx
+    folder, refused, real = tmp_path / "run", [], artifacts.quantize_onnx
 
     def after_one_refusal(path, *arguments, **options):
         if not refused:
@@ -85,7 +85,7 @@ def test_a_student_whose_8_bits_lose_too_much_is_tuned(tmp_path, monkeypatch):
             raise ExportError(f"{path}: 8 bits lose over 0.50 points of mIoU")
         return real(path, *arguments[:4], 8, 0.9, *arguments[6:], **options)
 
-    monkeypatch.setattr(files, "quantize_onnx", after_one_refusal)
+    monkeypatch.setattr(artifacts, "quantize_onnx", after_one_refusal)
     found = distil(tiny_config(folder, **SETTINGS))
     assert found["int8"]["finetuned"] is True
     record = json.loads((folder / "int8" / "stage.json").read_text())
@@ -98,20 +98,20 @@ def test_a_student_whose_8_bits_lose_too_much_is_tuned(tmp_path, monkeypatch):
     assert sorted(p.name for p in (folder / "student").glob("*.onnx")) == ["model.int8.onnx", "model.onnx"]
 
     before = small.path.stat().st_mtime_ns
-    monkeypatch.setattr(files, "quantize_onnx", None)
+    monkeypatch.setattr(artifacts, "quantize_onnx", None)
     assert distil(tiny_config(folder, **SETTINGS)) == found
     assert small.path.stat().st_mtime_ns == before
 
 
 def test_the_better_of_both_files_stays(tmp_path, monkeypatch):
-    folder, tries, real = tmp_path / "run", [], files.quantize_onnx
+    folder, tries, real = tmp_path / "run", [], artifacts.quantize_onnx
 
     def worse_each_time(path, *arguments, **options):
         found = real(path, *arguments[:4], 8, 0.9, *arguments[6:], **options)
         tries.append(path)
         return found | {"float_layers": ["conv"], "mean_iou": 1 / len(tries)}
 
-    monkeypatch.setattr(files, "quantize_onnx", worse_each_time)
+    monkeypatch.setattr(artifacts, "quantize_onnx", worse_each_time)
     found = distil(tiny_config(folder, **SETTINGS))
     assert len(tries) == 2
     assert (found["int8"]["mean_iou"], found["int8"]["finetuned"]) == (1, False)

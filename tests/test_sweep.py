@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, TINY, flags, tiny_config
 from PIL import Image
 
-from distill.config import ConfigError
+from distill.errors import ConfigError
 from distill.pipeline import distil
 from distill.sweep import command_line, read_trials, sweep, table
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from distill.batch import MAX_CLASSES, VOID
-from distill.data import synthetic
-from distill.data.synthetic import render
-from distill.data.things import CLASSES, PALETTE, THINGS
+from distill.data.synthetic import scene
+from distill.data.synthetic.scene import render
+from distill.data.synthetic.shapes import CLASSES, PALETTE, THINGS
 
 CLASS_IDS = {name: index for index, name in enumerate(CLASSES)}
 
@@ -75,7 +75,7 @@ def test_masks_lie_on_their_pictures(monkeypatch):
         canvases.append(label.copy())
         return np.zeros(label.shape, bool)
 
-    monkeypatch.setattr(synthetic, "_outlines", outlines)
+    monkeypatch.setattr(scene, "_outlines", outlines)
     offsets = []
     for index in range(12):
         _, mask = render(4, index, 128, 160)

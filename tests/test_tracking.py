@@ -7,7 +7,7 @@ from conftest import tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import run_of
 
-from distill.tracking import Tracker
+from distill.training.tracking import Tracker
 
 
 @pytest.mark.parametrize("hours", [[1, 0], [3, 2, 2, 0], [0, 0, 0, 0], [0, 1, 2]])

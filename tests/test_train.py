@@ -9,18 +9,19 @@ from accelerate import Accelerator
 from conftest import tiny_config
 from safetensors.torch import load_file
 
-import distill.train
+import distill.training.trainer
 from distill import models
-from distill.config import Config, ConfigError
+from distill.config.schema import Config
 from distill.data import open_splits
-from distill.launch import start
-from distill.optim import schedule
+from distill.errors import ConfigError, Stopped
 from distill.pipeline import stage, stage_settings
-from distill.report import _sentences
-from distill.run import Run, Stopped
-from distill.teacher import Teacher
-from distill.tracking import Tracker
-from distill.train import step_seed, train
+from distill.reporting.report import _sentences
+from distill.training.context import Run
+from distill.training.distributed import start
+from distill.training.optim import schedule
+from distill.training.teacher import Teacher
+from distill.training.tracking import Tracker
+from distill.training.trainer import step_seed, train
 
 
 def run_of(config: Config, stop=lambda: False) -> Run:
@@ -180,7 +181,7 @@ def test_a_teacher_that_gives_nan_is_named(tmp_path):
 
 
 def test_a_network_that_gives_nan_is_named_by_its_stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(distill.train, "update", spoil)
+    monkeypatch.setattr(distill.training.trainer, "update", spoil)
     with pytest.raises(FloatingPointError, match="the teacher network gives values that are not finite on scene-"):
         train(run_of(tiny_config(tmp_path)), "teacher", {})
 
@@ -234,9 +235,9 @@ def test_a_setting_that_is_allowed_to_change_counts_from_the_step_reached(tmp_pa
 def test_an_allowed_change_reaches_the_optimizer(tmp_path, monkeypatch):
     stopped_at_2(tmp_path)
     seen = []
-    update = distill.train.update
+    update = distill.training.trainer.update
     monkeypatch.setattr(
-        distill.train,
+        distill.training.trainer,
         "update",
         lambda run, name, step, training, *rest: (
             seen.append([group["weight_decay"] for group in training.optimizer.param_groups])

@@ -1,9 +1,9 @@
 """Images and masks: where they come from, how they are augmented, and in which order they come."""
 
-from distill.data.checks import check_once, check_splits
 from distill.data.datasets import Dataset, Splits, open_splits
-from distill.data.loading import train_batches, val_batches
+from distill.data.loader import train_batches, val_batches
 from distill.data.transforms import build_transform, save_preprocessing
+from distill.data.verify import check_once, check_splits
 
 __all__ = [
     "Dataset",

@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from distill.batch import MAX_CLASSES, UNLABELLED, VOID
-from distill.config import ConfigError, DataConfig
-from distill.data import synthetic, things
+from distill.config.schema import DataConfig
+from distill.data.synthetic import scene, shapes
 from distill.data.transforms import resize_labels
-from distill.pictures import decoded_pixels, made_up_palette
+from distill.errors import ConfigError
+from distill.visualize import decoded_pixels, made_up_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -94,8 +95,8 @@ def open_splits(config: DataConfig) -> Splits:
         ConfigError: a missing folder, an image without mask, an empty split, no or too many classes.
     """
     if config.format == "synthetic":
-        classes: Sequence[str] = things.CLASSES
-        palette: Sequence[Sequence[int]] = things.PALETTE
+        classes: Sequence[str] = shapes.CLASSES
+        palette: Sequence[Sequence[int]] = shapes.PALETTE
         sizes = (config.synthetic_train, config.synthetic_val)
         train, val = (_synthetic(config, seed, n) for seed, n in enumerate(sizes))
     else:
@@ -134,7 +135,7 @@ def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:
     names = [f"scene-{seed}-{i:05d}" for i in range(length)]
 
     def read(index: int) -> Pair:
-        return synthetic.render(seed, index, height, width)
+        return scene.render(seed, index, height, width)
 
     return Dataset(names, _cached(read) if config.cache else read, [()] * length, lambda index: None)
 

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 
 from distill.batch import VOID
-from distill.config import ConfigError, DataConfig
+from distill.config.schema import DataConfig
+from distill.errors import ConfigError
 
 cv2.setNumThreads(0)  # its threads and those of torch get in each other's way
 

@@ -8,7 +8,7 @@ from distill.losses.cirkd import CIRKD
 from distill.losses.features import AT, MGD, Hint
 from distill.losses.maps import CWD, DIST
 from distill.losses.pixel import DKD, KD
-from distill.losses.relations import IFVD, SKD
+from distill.losses.relational import IFVD, SKD
 from distill.losses.supervised import OHEM, CrossEntropy, Dice, Focal, Jaccard, Lovasz
 
 TERMS: dict[str, type[Term]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.batch import UNLABELLED, VOID, Outputs, Target
-from distill.losses.grid import Cells, at_least_float32
+from distill.losses.geometry import Cells, at_least_float32
 
 
 class Term(nn.Module, ABC):
@@ -60,7 +60,7 @@ class PixelTerm(Term):
     """A term that is a mean over pixels, each pixel by itself.
 
     So it may be computed over any part of an image and summed: over micro-batches and processes (`Target` holds
-    their common count) and over strips of one image (`distill.losses.fused`).
+    their common count) and over strips of one image (`distill.losses.chunked`).
     """
 
     @abstractmethod

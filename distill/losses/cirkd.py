@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from distill.batch import Target
 from distill.losses.base import MapTerm
-from distill.losses.grid import Cells
+from distill.losses.geometry import Cells
 from distill.losses.maps import kl_over, log_softmax_over
-from distill.losses.relations import nodes, prototypes_of
+from distill.losses.relational import nodes, prototypes_of
 
 
 class Memory(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.batch import Target
 from distill.losses.base import MapTerm
-from distill.losses.grid import Cells
+from distill.losses.geometry import Cells
 
 
 def mean_squared_error(student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:

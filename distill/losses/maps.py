@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.batch import Target
 from distill.losses.base import LOGITS, MapTerm
-from distill.losses.grid import Cells, unless_constant
+from distill.losses.geometry import Cells, unless_constant
 
 
 def log_softmax_over(scores: Tensor, counts: Tensor, temperature: float) -> Tensor:

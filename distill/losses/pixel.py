@@ -23,7 +23,7 @@ from torch import Tensor
 
 from distill.batch import UNLABELLED, Outputs, Target
 from distill.losses.base import PixelTerm
-from distill.losses.grid import Cells, at_least_float32, unless_constant
+from distill.losses.geometry import Cells, at_least_float32, unless_constant
 
 Divergence = Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"]
 Reduction = Literal["mean", "cirkd", "mmrazor", "torchdistill", "zh320"]

@@ -18,7 +18,8 @@ from harness import Figure, Launch, distil
 from PIL import Image, PngImagePlugin
 
 from distill.batch import VOID
-from distill.data import check_splits, open_splits, synthetic
+from distill.data import check_splits, open_splits
+from distill.data.synthetic import scene
 from distill.pipeline import main
 
 HEIGHT, WIDTH = 64, 96
@@ -27,7 +28,7 @@ IMAGE, MASK = "train/images/scene_2.jpg", "train/masks/scene_2.png"
 FIX = re.compile(r"\b(replace|remove|rename|store|set|make|expected|keep|check|matched|holds no images)\b")
 SETTINGS = {
     "data__format": "folders",
-    "data__classes": list(synthetic.CLASSES),
+    "data__classes": list(scene.CLASSES),
     "data__allow_missing_classes": "true",  # a few scenes do not show them all
     "baseline__enabled": "false",
     "export__enabled": "false",
@@ -41,7 +42,7 @@ def draw(root: Path) -> Path:
         for kind in ("images", "masks"):
             (root / split / kind).mkdir(parents=True)
         for i in range(count):
-            image, mask = synthetic.render(seed, i, HEIGHT, WIDTH)
+            image, mask = scene.render(seed, i, HEIGHT, WIDTH)
             Image.fromarray(image).save(root / split / "images" / f"scene_{i if seed == 0 else f'val_{i}'}.jpg")
             Image.fromarray(mask).save(root / split / "masks" / f"scene_{i if seed == 0 else f'val_{i}'}.png")
     return root
@@ -257,7 +258,7 @@ def test_what_may_not_be_read_is_named(tmp_path, name):
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
-    return synthetic.render(0, 2, HEIGHT, WIDTH)
+    return scene.render(0, 2, HEIGHT, WIDTH)
 
 
 def palette(path: Path) -> None:

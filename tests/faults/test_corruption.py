@@ -8,9 +8,9 @@ from harness import Figure
 from test_checkpoint import damage
 from test_train import run_of, tiny_config
 
-from distill.checkpoint import Checkpoints
-from distill.state import facts
-from distill.train import train
+from distill.training.checkpoint import Checkpoints
+from distill.training.state import facts
+from distill.training.trainer import train
 
 KINDS = ("flip", "truncate", "zeros", "delete")
 

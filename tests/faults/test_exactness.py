@@ -17,15 +17,15 @@ from test_metrics import Brightness, made_up
 from test_train import run_of, teacher_of
 from torch import nn
 
-import distill.run
-import distill.state
-import distill.train
+import distill.training.context
+import distill.training.state
+import distill.training.trainer
 from distill import models
 from distill.batch import VOID
 from distill.data import Dataset, Splits, open_splits
-from distill.evaluate import evaluate
-from distill.launch import start
-from distill.teacher import Teacher
+from distill.evaluation.scores import evaluate
+from distill.training.distributed import start
+from distill.training.teacher import Teacher
 
 TOLERANCE = 1e-10
 SPLITS_OF_FOUR = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))  # processes and micro-batches of a step of 4 images
@@ -98,13 +98,15 @@ def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optim
         keep="last",
     )
     build = models.build
-    distill.state.build = lambda network, classes: _in_double(build(network, classes))  # type: ignore[assignment]
+    distill.training.state.build = lambda network, classes: _in_double(build(network, classes))  # type: ignore[assignment]
     accelerator = start(config)
     data = Dataset([str(i) for i in range(12)], _uneven, [()] * 12, lambda _: None)
     splits = Splits(data, data, [str(i) for i in range(CLASSES)], [(0, 0, 0)] * CLASSES)
     torch.manual_seed(7)
     teacher = Teacher(_in_double(build(config.teacher, splits.classes)))
-    network, _ = distill.train.train(distill.run.Run(config, accelerator, splits), "student", {}, teacher)
+    network, _ = distill.training.trainer.train(
+        distill.training.context.Run(config, accelerator, splits), "student", {}, teacher
+    )
     if accelerator.is_main_process:
         weights = torch.cat([value.flatten() for value in network.state_dict().values()])
         assert weights.dtype == torch.float64
@@ -123,8 +125,8 @@ def _memory_rank(folder: Path, batch: int) -> None:
         checkpointing_steps=1000,
     )
     accelerator = start(config)
-    run = distill.run.Run(config, accelerator, open_splits(config.data))
-    distill.train.train(run, "student", {}, teacher_of(run))
+    run = distill.training.context.Run(config, accelerator, open_splits(config.data))
+    distill.training.trainer.train(run, "student", {}, teacher_of(run))
     accelerator.end_training()
 
 
@@ -132,8 +134,8 @@ def _average_rank(folder: Path) -> None:
     """Trains with a moving average, and scores again what the first process kept."""
     config = tiny_config(folder, optimizer__ema_decay=0.9, keep="last", student__max_train_steps=3)
     accelerator = start(config)
-    run = distill.run.Run(config, accelerator, open_splits(config.data))
-    network, state = distill.train.train(run, "baseline", {})
+    run = distill.training.context.Run(config, accelerator, open_splits(config.data))
+    network, state = distill.training.trainer.train(run, "baseline", {})
     if accelerator.is_main_process:
         models.save(network, folder / "kept")
     accelerator.wait_for_everyone()
@@ -241,14 +243,14 @@ def test_processes_share_one_memory(tmp_path):
 
 
 def test_every_step_starts_without_gradients(tmp_path, monkeypatch):
-    update = distill.train.update
+    update = distill.training.trainer.update
 
     def watched(run, stage, step, training, *rest):
         assert all(p.grad is None or not p.grad.any() for p in training.model.parameters())
         return update(run, stage, step, training, *rest)
 
-    monkeypatch.setattr(distill.train, "update", watched)
-    distill.train.train(run_of(tiny_config(tmp_path)), "baseline", {})
+    monkeypatch.setattr(distill.training.trainer, "update", watched)
+    distill.training.trainer.train(run_of(tiny_config(tmp_path)), "baseline", {})
 
 
 def test_processes_do_not_change_the_scores(tmp_path):

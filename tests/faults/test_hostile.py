@@ -20,12 +20,12 @@ from test_bad_files import BAD, SETTINGS, draw
 from test_checkpoint import checkpoints, state
 
 from distill import models
-from distill.checkpoint import CHECKSUM, MANIFEST, sha256, write_json
-from distill.config import Config
-from distill.config_parse import parse
+from distill.config.parse import parse
+from distill.config.schema import Config
 from distill.data import check_splits, open_splits
-from distill.launch import lock
 from distill.pipeline import main
+from distill.storage import lock, sha256, write_json
+from distill.training.checkpoint import CHECKSUM, MANIFEST
 
 MEMORY_MB, SECONDS = 300, 60
 CLASSES = ["a", "b"]

@@ -13,7 +13,7 @@ from harness import Figure, Launch, distil, draw_camvid, everything, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import test_a_stopped_run_ends_with_the_same_bits as same_bits
 
-from distill import files
+from distill import artifacts
 
 # Everything that holds state: dropout, BatchNorm, a moving average, the best weights so far, a schedule with warm-up.
 SETTINGS = {
@@ -117,14 +117,14 @@ def _wait_for_the_moment(launch: Launch, folder: Path, rng: random.Random, secon
 
 def tuning_that_dies(folder: Path, settings: dict[str, Any]) -> None:
     """A run that is killed while the network that was tuned for 8 bits is made a file."""
-    quantize = files.quantize_onnx
+    quantize = artifacts.quantize_onnx
 
     def die(*arguments: Any, reference: Path | None = None, **others: Any) -> Any:
         if reference:
             os.kill(os.getpid(), signal.SIGKILL)
         return quantize(*arguments, reference=reference, **others)
 
-    files.quantize_onnx = die
+    artifacts.quantize_onnx = die
     distil(folder, settings)
 
 

@@ -18,7 +18,8 @@ from harness import Figure, Launch, digests, distil, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_kills import SETTINGS
 
-from distill.launch import lost_are_named, on_main, start
+from distill.training.distributed import on_main, start
+from distill.training.rank_failures import lost_are_named
 
 STEPS = 120
 LONG = SETTINGS | {"teacher__max_train_steps": STEPS, "checkpointing_steps": 1000, "eval_steps": 40}
@@ -239,6 +240,6 @@ def test_every_wait_has_a_limit(tmp_path, name):
     ],
 )
 def test_every_timeout_of_gloo_is_one(said, monkeypatch):
-    monkeypatch.setattr("distill.launch.lost_processes", lambda waited: ([1], waited))
+    monkeypatch.setattr("distill.training.rank_failures.lost_processes", lambda waited: ([1], waited))
     with pytest.raises(ConnectionError, match=r"^process 1 does not answer .*timeout_seconds 6 s"), lost_are_named(6):
         raise RuntimeError(said)

@@ -1,0 +1,129 @@
+"""The student as files for others: made by their own modules, each made once, and recorded with its proof."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+import torch
+
+from distill.batch import VOID
+from distill.deployment.fp16 import halve_onnx
+from distill.deployment.int8 import quantize_onnx
+from distill.deployment.latency import benchmark
+from distill.deployment.onnx_export import export_onnx, is_fixed
+from distill.errors import ExportError
+from distill.models.network import Network
+from distill.storage import sha256, write_json
+from distill.training.context import Run
+
+
+def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> dict[str, Any]:
+    """The student's files, and what their proofs say; files that are there and up to date are not written again."""
+    config, splits, folder = run.config.export, run.splits, run.config.folder / "student"
+    path, network = folder / "model.onnx", networks["student"]
+    weights = sha256(folder / "model.safetensors")
+    metadata = {
+        "classes": splits.classes,
+        "palette": splits.palette,
+        "void": VOID,
+        "mean": (network.mean / 255).flatten().tolist(),
+        "std": (network.std / 255).flatten().tolist(),
+        "stride": network.stride,
+        "weights_sha256": weights,
+        "mean_iou": results["student"]["mean_iou"],
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+    }
+
+    def as_onnx() -> dict[str, Any]:
+        run.say("exporting to ONNX")
+        twin = copy.deepcopy(network)  # it moves to the CPU
+        fixed = list(splits.val.read(0)[1].shape) if is_fixed(twin) else None
+        return export_onnx(twin, path, splits.val, config, metadata) | {"fixed_size": fixed}
+
+    wanted = {"weights_sha256": weights, "opset": config.opset, "output": config.output}
+    found = {"onnx": _once(path, folder / "onnx.json", wanted, as_onnx)}
+    source = {"onnx_sha256": found["onnx"]["sha256"]}
+    if config.int8:
+        found["int8"] = _in_8_bits(run, path, source, networks.get("int8"), metadata)
+    if config.fp16:
+        half = folder / "model.fp16.onnx"
+        try:
+            found["fp16"] = _once(half, folder / "fp16.json", source, lambda: halve_onnx(path, half, splits.val))
+        except ExportError as error:  # the other files are as good without it
+            run.say(f"export.fp16: {error}")
+            found["fp16"] = {"error": str(error)}
+    if config.benchmark:
+        files = {"student": path} | ({"student, 8 bits": folder / "model.int8.onnx"} if config.int8 else {})
+        wanted = source | {"files": {name: sha256(file) for name, file in files.items()}}
+        pair = {name: copy.deepcopy(networks[name]).cpu() for name in ("teacher", "student")}
+        threads = sorted({1, os.cpu_count() or 1})
+        found["latency"] = _once(
+            path, folder / "latency.json", wanted, lambda: benchmark(pair, files, splits.val.read(0)[0], threads)
+        )
+    return found
+
+
+def loses_too_much(found: dict[str, Any]) -> bool:
+    """Whether the 8-bit file, as `exported` recorded it, kept its score by layers in float, or is not there at all."""
+    return bool(found.get("int8", {}).get("float_layers", "error" in found.get("int8", {})))
+
+
+def _in_8_bits(
+    run: Run, path: Path, source: dict[str, Any], tuned: Network | None, metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """The 8-bit file, of the student or of what was tuned to be rounded: the one with the better score."""
+    config, splits, folder = run.config.export, run.splits, path.parent
+    small, record = folder / "model.int8.onnx", folder / "int8.json"
+    limits = (config.int8_calibration_images, config.int8_max_lost)
+    wanted = source | {"calibration_images": limits[0], "max_lost": limits[1]}
+
+    def rounded() -> dict[str, Any]:
+        return quantize_onnx(path, small, splits.train, splits.val, None, *limits, say=run.say)
+
+    def finetuned() -> dict[str, Any]:
+        assert tuned is not None
+        run.say("exporting the student that was tuned for 8 bits")
+        before = json.loads(record.read_text()) if record.is_file() and small.is_file() else {"mean_iou": -1.0}
+        with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as scratch:  # not in what is published
+            file, result = Path(scratch) / "model.onnx", Path(scratch) / small.name
+            about = metadata | {"weights_sha256": tuned_sha256}
+            export_onnx(copy.deepcopy(tuned), file, splits.val, config, about, sizes=())
+            try:
+                found = quantize_onnx(file, result, splits.train, splits.val, None, *limits, run.say, reference=path)
+            except ExportError:
+                if "sha256" not in before:
+                    raise
+                return before | {"finetuned": False}
+            if found["mean_iou"] <= before["mean_iou"]:
+                return before | {"finetuned": False}
+            result.replace(small)
+        return found | {"finetuned": True}
+
+    if tuned:
+        tuned_sha256 = sha256(run.config.folder / "int8" / "model.safetensors")
+        return _once(small, record, wanted | {"tuned_sha256": tuned_sha256}, finetuned)
+    try:
+        return _once(small, record, wanted, rounded)
+    except ExportError as error:
+        if not config.int8_finetune_steps:
+            raise
+        run.say(f"export.int8: {error}")
+        return {"error": str(error)}
+
+
+def _once(path: Path, record: Path, wanted: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a file: as recorded if that very file is there and made from the same, or it is made anew."""
+    if path.is_file() and record.is_file():
+        facts = json.loads(record.read_text())
+        if facts["made_from"] == wanted and facts["sha256"] == sha256(path):
+            return dict(facts)
+    facts = make() | {"made_from": wanted, "sha256": sha256(path)}
+    write_json(record, facts)
+    return facts

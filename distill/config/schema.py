@@ -1,0 +1,312 @@
+"""Every setting, once: dataclasses with a line of help each. `config_terms` has the objective's, `config_parse` reads.
+
+Imports nothing heavy, so a typo ends before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from distill.config.terms import TermsConfig
+
+
+@dataclass
+class DataConfig:
+    """Images and masks.
+
+    Args:
+        format: `synthetic` (drawn scenes, no files), `camvid` (`train/`, `trainannot/`, `val/`, `valannot/`) or
+            `folders` (any two folders a split, matched by stem).
+        root: folder of the data set; relative paths below start here.
+        train_images: format `folders`: folder of the training images.
+        train_masks: format `folders`: folder of the training masks (8-bit PNG, one class id a pixel).
+        unlabelled: folder of images without masks; the student learns from what the teacher says of them.
+        unlabelled_share: share of a step's images that come from there, between 0 and 1.
+        val_images: format `folders`: folder of the validation images.
+        val_masks: format `folders`: folder of the validation masks.
+        classes: class names in the order of their ids; `camvid` and `synthetic` bring their own.
+        palette: one `[r, g, b]` a class for pictures; made up if not given.
+        ignore_index: value of void in the mask files; never trained on, never scored.
+        image_size: `[height, width]` to which images and masks are resized when read; as they are if not given.
+        crop_size: `[height, width]` of the training crops; smaller images are padded with void.
+        augmentations: albumentations transforms before the crop, each `{Name: {argument: value}}`.
+        max_train_samples: use only that many training images.
+        max_eval_samples: use only that many validation images.
+        cache: keep decoded images in memory (once a worker).
+        max_pixels: larger images are refused before they are decoded.
+        check: what is looked at before the first step: `off`, `headers` (every file opened) or `full` (every file
+            decoded, every label looked at); not again in the same output folder as long as no file changes.
+        allow_missing_classes: go on if no training mask shows a pixel of some class.
+        max_void_share: go on up to this share of void pixels in the training masks, 0 to 1.
+        synthetic_train: format `synthetic`: number of training scenes.
+        synthetic_val: format `synthetic`: number of validation scenes.
+        synthetic_size: format `synthetic`: `[height, width]` of a scene.
+        num_workers: processes that read and augment images, for each training process; 0 reads in the training
+            process itself.
+    """
+
+    format: Literal["synthetic", "camvid", "folders"] = "synthetic"
+    root: str = "."
+    train_images: str = "train/images"
+    train_masks: str = "train/masks"
+    unlabelled: str | None = None
+    unlabelled_share: float = 0.5
+    val_images: str = "val/images"
+    val_masks: str = "val/masks"
+    classes: list[str] | None = None
+    palette: list[list[int]] | None = None
+    ignore_index: int = 255
+    image_size: list[int] | None = None
+    crop_size: list[int] = field(default_factory=lambda: [96, 128])
+    augmentations: list[dict[str, dict[str, Any]]] = field(
+        default_factory=lambda: [
+            {"RandomScale": {"scale_limit": [-0.25, 0.25], "p": 1.0}},
+            {"HorizontalFlip": {"p": 0.5}},
+            {"RandomBrightnessContrast": {"p": 0.5}},
+        ]
+    )
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    cache: bool = True
+    max_pixels: int = 50_000_000
+    check: Literal["off", "headers", "full"] = "full"
+    allow_missing_classes: bool = False
+    max_void_share: float = 0.5
+    synthetic_train: int = 400
+    synthetic_val: int = 40
+    synthetic_size: list[int] = field(default_factory=lambda: [128, 160])
+    num_workers: int = 0
+
+
+@dataclass
+class NetworkConfig:
+    """A network by the names of segmentation_models_pytorch, and how long it is trained.
+
+    Args:
+        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …
+        encoder_name: encoder: any of SMP's, or any of timm's as `tu-<name>`.
+        encoder_weights: pretrained encoder weights: null (from scratch) or a name such as `imagenet` (downloaded).
+        options: further arguments of the architecture, such as `{decoder_pyramid_channels: 64}`.
+        mean: mean of the RGB channels (images in 0 to 1) that the network's input is normalised with.
+        std: standard deviation likewise.
+        max_train_steps: optimizer steps.
+        learning_rate: peak learning rate.
+    """
+
+    arch: str = "fpn"
+    encoder_name: str = "resnet18"
+    encoder_weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    max_train_steps: int = 400
+    learning_rate: float = 1e-3
+
+
+@dataclass
+class TeacherConfig(NetworkConfig):
+    """The large network.
+
+    Args:
+        checkpoint: folder written by SMP's `save_pretrained`, or a run of this project; trained here if not given.
+        allow_near_chance: go on with a teacher whose predictions are hardly better than chance.
+    """
+
+    checkpoint: str | None = None
+    allow_near_chance: bool = False
+
+
+@dataclass
+class StudentConfig(NetworkConfig):
+    """The compact network."""
+
+    encoder_name: str = "tu-mobilenetv3_small_050"
+    options: dict[str, Any] = field(
+        default_factory=lambda: {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}
+    )
+    max_train_steps: int = 500
+    learning_rate: float = 3e-3
+
+
+@dataclass
+class BaselineConfig:
+    """The student again, trained on the labels alone, so that the gain is a difference and not a hope.
+
+    Args:
+        enabled: train it.
+    """
+
+    enabled: bool = True
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights are updated; the same for every network.
+
+    Args:
+        name: `adamw` or `sgd` (momentum 0.9).
+        weight_decay: applied to weights, not to biases and norms.
+        warmup_steps: steps of linear warm-up.
+        power: the learning rate falls as (1 - step / steps) ^ power.
+        max_grad_norm: gradients are clipped to this norm; 0 switches clipping off. Distillation terms make gradients
+            larger, so a limit clips the student in more steps than the baseline; the report says in how many.
+        ema_decay: exponential moving average of the weights, which is then what is scored and exported; 0 is off.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-2
+    warmup_steps: int = 20
+    power: float = 0.9
+    max_grad_norm: float = 0.0
+    ema_decay: float = 0.0
+
+
+@dataclass
+class ExportConfig:
+    """The student's files for others.
+
+    Args:
+        enabled: write the ONNX file and check it.
+        opset: ONNX opset.
+        output: what the files give beside the mask: `logits`, the `confidence` (probability of the class) or `none`.
+        int8: also write a file in 8 bits, chosen and admitted by its score on the validation images.
+        int8_max_lost: mIoU (0 to 1) that the 8-bit file may lose.
+        int8_calibration_images: training images that its ranges are taken from.
+        int8_finetune_steps: if rounding loses more than that, tune the student to it for so many steps, at a tenth of
+            its learning rate (quantisation-aware training with the teacher), and keep the better file; 0 only leaves
+            layers in float.
+        fp16: also write a file in half precision, for GPUs.
+        benchmark: also measure how long teacher and student take for an image, on the CPU.
+    """
+
+    enabled: bool = True
+    opset: int = 18
+    output: Literal["logits", "confidence", "none"] = "logits"
+    int8: bool = False
+    int8_max_lost: float = 0.005
+    int8_calibration_images: int = 64
+    int8_finetune_steps: int = 0
+    fp16: bool = False
+    benchmark: bool = False
+
+
+@dataclass
+class Config(TermsConfig):
+    """A run.
+
+    Args:
+        name: name of the run.
+        output_dir: where it goes; `checkpoints/<name>` if not given.
+        seed: of weights, order, augmentation and dropout.
+        data: images and masks.
+        teacher: the large network.
+        student: the compact network.
+        baseline: the student on labels alone.
+        optimizer: how weights are updated.
+        export: the ONNX file.
+        per_device_train_batch_size: images a process and micro-batch.
+        per_device_eval_batch_size: images a process when scoring.
+        gradient_accumulation_steps: micro-batches an optimizer step.
+        mixed_precision: `no`, `bf16`, `fp16` (GPU only); null takes what the launcher says.
+        sync_batchnorm: BatchNorm takes its statistics over the images of all processes, not each over its own (GPUs).
+        compile_loss: let torch.compile fuse the loss of each pixel; needs a C++ compiler where it runs (Triton on a
+            GPU), takes a minute at the start, and changes the last bits.
+        eval_steps: score on the validation images every so many steps.
+        keep: which weights a training ends with: those of the `best` validation score or of the `last` step.
+        checkpointing_steps: save the training state every so many steps.
+        checkpoints_total_limit: how many of them are kept.
+        resume_from_checkpoint: `latest`, or the folder of one checkpoint.
+        allow_change: settings (dotted names) that may differ from those that the run was started with; what is being
+            trained goes on with the new values, what is finished stays as it is.
+        logging_steps: write losses every so many steps.
+        num_sample_images: validation images shown as strips in TensorBoard and the report.
+        num_processes: stop unless that many processes really run; null does not care.
+        num_threads: threads a process on CPUs; null takes OMP_NUM_THREADS where you set it, or else shares the
+            cores among the processes.
+        push_to_hub: upload the student's folder to the Hugging Face Hub at the end; needs your token in HF_TOKEN.
+        hub_model_id: where to: `user/name`; a repository that is new is private.
+        timeout_seconds: a process or worker that makes the others wait longer ends the run.
+    """
+
+    name: str = "default"
+    output_dir: str | None = None
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    sync_batchnorm: bool = False
+    compile_loss: bool = False
+    eval_steps: int = 100
+    keep: Literal["best", "last"] = "best"
+    checkpointing_steps: int = 100
+    checkpoints_total_limit: int = 2
+    resume_from_checkpoint: str = "latest"
+    allow_change: list[str] = field(default_factory=list)
+    logging_steps: int = 10
+    num_sample_images: int = 4
+    num_processes: int | None = None
+    num_threads: int | None = None
+    timeout_seconds: int = 600
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes."""
+        return Path(self.output_dir or Path("checkpoints") / self.name)
+
+
+# Settings that may differ between the start of a run and its continuation: they do not change the result.
+HARMLESS = (
+    "name",
+    "output_dir",
+    "data.root",
+    "data.cache",
+    "data.check",
+    "data.allow_missing_classes",
+    "data.max_void_share",
+    "data.max_pixels",
+    "data.num_workers",
+    "data.palette",
+    "teacher.allow_near_chance",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "allow_change",
+    "logging_steps",
+    "num_sample_images",
+    "num_processes",
+    "num_threads",
+    "timeout_seconds",
+    "push_to_hub",
+    "hub_model_id",
+    "per_device_eval_batch_size",
+)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings as a flat dict of dotted names, as the flags are called."""
+    flat: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            flat[prefix + f.name] = value
+    return flat
+
+
+def dump(config: Config) -> str:
+    """The fully resolved settings as YAML; running with it repeats the run."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True, width=100)

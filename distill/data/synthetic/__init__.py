@@ -1,0 +1,1 @@
+"""The embedded data set: a small harbor, drawn anew for every index."""

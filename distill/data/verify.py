@@ -1,0 +1,185 @@
+"""Every file is looked at before the first step, and what was found good is not read again until something changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from distill.batch import VOID
+from distill.config.schema import DataConfig
+from distill.data.datasets import Dataset, Splits
+from distill.data.loader import View
+from distill.data.transforms import build_transform
+from distill.errors import ConfigError
+
+MAX_LISTED = 20  # bad files named in one message
+AUGMENTED = 16  # times that the smallest image is augmented, to see whether it can be
+MAX_RECORD_BYTES = 10_000
+VERSION = 2  # of what is looked at: a verdict of an older one does not count
+
+
+def check_splits(
+    splits: Splits, config: DataConfig, progress: Callable[..., Iterable[int]] = lambda x, **_: x
+) -> list[int] | None:
+    """Looks at every file, as `data.check` says: not at all, at its header, or decoded with every label.
+
+    Args:
+        splits: the data.
+        config: where it came from.
+        progress: wraps the loop over items, such as tqdm.
+
+    Returns:
+        Pixels of the training masks by class, void last; None unless every label was looked at.
+
+    Raises:
+        ConfigError: names the bad files, one a line if there are several, or says what the labels lack.
+    """
+    if config.check == "off":
+        return None
+    problems: list[str] = []
+    seen: dict[str, Path] = {}
+    pixels = {split: np.zeros(256, np.int64) for split, _ in _named(splits)}
+    smallest: dict[str, tuple[int, int]] = {}  # shorter side and index
+    for split, dataset in _named(splits):
+        for index in progress(range(len(dataset)), desc=f"checking {split}", leave=False):
+            try:
+                dataset.inspect(index)
+                if config.check == "full":
+                    _, mask = dataset.read(index)
+                    pixels[split] += np.bincount(mask.ravel(), minlength=256)
+                    side = min(mask.shape), index
+                    smallest[split] = min(smallest.get(split, side), side)
+                for image in dataset.files[index][:1]:
+                    with image.open("rb") as file:
+                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    if split == "val" and digest in seen:
+                        raise ConfigError(
+                            f"{image}: the same image as {seen[digest]}, which is trained on; keep one of them"
+                        )
+                    if split != "val":
+                        seen[digest] = image
+            except ConfigError as error:
+                problems.append(str(error))
+    if problems:
+        more = len(problems) - MAX_LISTED
+        listed = "\n  ".join(problems[:MAX_LISTED] + ([f"… and {more} more"] if more > 0 else []))
+        raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} bad files:\n  {listed}")
+    if config.check != "full":
+        return None
+    for split, dataset in _named(splits):
+        if split != "val":
+            view = View(dataset, build_transform(config), seed=0)
+            for epoch in range(AUGMENTED):
+                view[epoch, smallest[split][1]]
+    if not pixels["val"][:VOID].any():
+        raise ConfigError(
+            f"data.ignore_index: no pixel of the {len(splits.val)} validation masks has a class, so nothing can be "
+            f"scored; check {config.ignore_index} and the masks"
+        )
+    found = [int(n) for n in (*pixels["train"][: len(splits.classes)], pixels["train"][VOID])]
+    check_labels(found, splits.classes, config)
+    return found
+
+
+def check_labels(pixels: Sequence[int], classes: Sequence[str], config: DataConfig) -> None:
+    """Stops before a training on labels that lack a class, or that are void for the most part.
+
+    Args:
+        pixels: of the training masks by class, void last.
+        classes: their names.
+        config: where they came from; drawn scenes are right as they are, however few.
+
+    Raises:
+        ConfigError: says what is missing and the likely cause.
+    """
+    void = pixels[-1] / max(1, sum(pixels))
+    missing = [f"{name!r} (id {i})" for i, name in enumerate(classes) if not pixels[i]]
+    found, cures = [], []
+    if missing and not config.allow_missing_classes:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        found.append(f"no training mask shows {listed}")
+        cures.append("data.allow_missing_classes true")
+    if void > config.max_void_share:
+        found.append(f"{100 * void:.1f} % of the training masks' pixels are void")
+        cures.append(f"data.max_void_share above {void:.3f}")
+    if config.format == "synthetic" or not found:
+        return
+    cause = "are data.classes all the classes, in the order of their ids"
+    if void > config.max_void_share:
+        cause = f"does the label {config.ignore_index} mean a class, as in masks of 0 and 255 (store ids 0, 1, …)"
+    raise ConfigError(f"data.classes: {' and '.join(found)}; {cause}? If it is meant: {' and '.join(cures)}")
+
+
+def check_once(
+    splits: Splits,
+    config: DataConfig,
+    record: Path,
+    progress: Callable[..., Iterable[int]] = lambda x, **_: x,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any] | None:
+    """Looks at every file unless a record says that these very files were found good.
+
+    Args:
+        splits: the data.
+        config: where it came from.
+        record: JSON file that may hold what this function returned before.
+        progress: as in `check_splits`.
+        say: called with a line worth telling the user.
+
+    Returns:
+        What the record is to hold from now on; None if there is nothing to remember.
+
+    Raises:
+        ConfigError: names the bad files.
+    """
+    files = [path for _, dataset in _named(splits) for paths in dataset.files for path in paths]
+    found = fingerprint(splits, config) if files and config.check != "off" else None
+    known = _read(record)
+    if found and known.get("sha256") == found and known.get("check") in ("full", config.check):
+        say(f"checked already: {len(files)} files, none has changed")
+        if known.get("labels"):
+            check_labels(known["labels"], splits.classes, config)
+        return known
+    labels = check_splits(splits, config, progress)
+    return {"check": config.check, "files": len(files), "sha256": found, "labels": labels} if found else None
+
+
+def fingerprint(splits: Splits, config: DataConfig) -> str | None:
+    """Hash of all that a verdict depends on, without reading the images; None if a file cannot even be asked for.
+
+    A file stands there with its path, size, inode and times, so one whose content changes behind the file system's
+    back (a failing disk) goes unnoticed here. It is still named when it is read, unless it decodes.
+    """
+    settings: list[Any] = [config.format, splits.classes, config.ignore_index, config.max_pixels, PIL.__version__]
+    settings += [config.augmentations, config.crop_size, config.image_size]  # whether small images bear them
+    known = hashlib.sha256(json.dumps([VERSION, *settings]).encode())
+    try:
+        for split, dataset in _named(splits):
+            for path in (path for paths in dataset.files for path in paths):
+                stat = path.stat()
+                facts = f"{split} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}\0"
+                known.update(facts.encode() + os.fsencode(path.absolute()) + b"\0")
+    except OSError:
+        return None
+    return known.hexdigest()
+
+
+def _named(splits: Splits) -> Sequence[tuple[str, Dataset]]:
+    pairs = (("train", splits.train), ("unlabelled", splits.unlabelled), ("val", splits.val))
+    return [(name, dataset) for name, dataset in pairs if dataset]
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        if record.is_file() and record.stat().st_size < MAX_RECORD_BYTES:
+            return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass  # then everything is looked at
+    return {}

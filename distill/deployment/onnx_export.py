@@ -1,0 +1,275 @@
+"""The student as one ONNX file that takes raw images of any size, published only once it is proven on real ones."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime as ort
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from PIL import Image
+from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
+from torch.onnx.ops import symbolic
+
+from distill.batch import VOID, upsample
+from distill.config.schema import ExportConfig
+from distill.data import Dataset
+from distill.deployment.onnx_ops import TRANSLATIONS, pad_to_stride
+from distill.errors import ExportError
+from distill.metrics import Scores, confusion_matrix
+from distill.models.network import FIXED_SIZE, Network, streamlined
+from distill.storage import sha256
+
+MIN_AGREEMENT = 0.9999
+MAX_ABS_DIFF = 1e-3
+MAX_MARGIN = 1e-4
+MAX_MEAN_IOU_DIFF = 1e-4
+OTHER_SIZES = ((1, 1), (97, 130), (480, 360), (720, 960))
+OUTPUTS = ("mask", "logits", "confidence")
+
+
+class Deployed(nn.Module):
+    """A network from raw images to class ids: what the file holds."""
+
+    def __init__(self, network: Network):
+        """Wraps a network."""
+        super().__init__()
+        self.network = streamlined(network)
+        if not is_fixed(network):
+            self.network.pad = pad_to_stride  # type: ignore[method-assign]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of images uint8 RGB `[N, H, W, 3]`: class ids uint8 `[N, H, W]`, logits `[N, C, H, W]`, and the confidence.
+
+        That is the probability of the class, 0 to 1 `[N, H, W]`.
+        """
+        outputs = self.network(image.permute(0, 3, 1, 2))
+        height, width = outputs.size
+        # Classes are found in the padding too: to cut it off 8-bit ids costs nothing, off float logits a copy.
+        padded = upsample(outputs.logits, outputs.padded_size, outputs.padded_size, outputs.align_corners)
+        size = symbolic("Shape", (image,), {"start": 1, "end": 3}, dtype=torch.int64, shape=(2,))
+
+        def cut(whole: Tensor) -> Tensor:  # height and width at once: torch would cut and copy twice
+            parts = (whole, torch.tensor([0, 0]), size, torch.tensor([-2, -1]))
+            return symbolic("Slice", parts, dtype=whole.dtype, shape=(*whole.shape[:-2], height, width))
+
+        mask, logits = cut(padded.argmax(1).to(torch.uint8)), cut(padded)
+        confidence = 1 / (logits - logits.amax(1, keepdim=True)).exp().sum(1)
+        return mask, logits, confidence
+
+
+@dataclass
+class Proof:
+    """What the file was compared with the network on, and how they differ.
+
+    Attributes:
+        max_abs_diff: largest difference of two logits.
+        max_confidence_diff: largest difference of two confidences, if the file gives them.
+        argmax_agreement: share of pixels with the same class.
+        max_margin: largest lead of the network's class where the file says another.
+        mean_iou: of the file on the whole validation set.
+        mean_iou_diff: to that of the network.
+        shapes: `[N, H, W]` of the images it was run on.
+        pixels: how many pixels were compared.
+    """
+
+    max_abs_diff: float = 0.0
+    max_confidence_diff: float = 0.0
+    argmax_agreement: float = 0.0
+    max_margin: float = 0.0
+    mean_iou: float = 0.0
+    mean_iou_diff: float = 0.0
+    shapes: list[list[int]] = field(default_factory=list)
+    pixels: int = 0
+
+    def faults(self) -> list[str]:
+        """What is beyond its limit, in words."""
+        limits = (
+            ("max_abs_diff", self.max_abs_diff, MAX_ABS_DIFF),
+            ("max_confidence_diff", self.max_confidence_diff, MAX_ABS_DIFF),
+            ("max_margin", self.max_margin, MAX_MARGIN),
+            ("mean_iou_diff", self.mean_iou_diff, MAX_MEAN_IOU_DIFF),
+        )
+        found = [f"{name} {value:.3g}, at most {limit}" for name, value, limit in limits if not value <= limit]
+        if not self.argmax_agreement >= MIN_AGREEMENT:
+            found.append(f"argmax_agreement {self.argmax_agreement:.6f}, at least {MIN_AGREEMENT}")
+        return found
+
+
+def export_onnx(
+    network: Network,
+    path: Path,
+    dataset: Dataset,
+    config: ExportConfig,
+    metadata: dict[str, Any],
+    sizes: Sequence[tuple[int, int]] = OTHER_SIZES,
+) -> dict[str, Any]:
+    """Writes the ONNX file and proves it; a file that fails is not published.
+
+    Args:
+        network: the student, on any device; it is moved to the CPU.
+        path: where the file goes.
+        dataset: real images with labels to prove it on, and whose size the trace takes.
+        config: opset, and which output there is beside the mask.
+        metadata: goes into the file, as JSON.
+        sizes: `(height, width)` to which images are resized for the proof, beside their own.
+
+    Returns:
+        The proof as a dict.
+
+    Raises:
+        ExportError: the file and the network differ, or it takes one size only and the images have several.
+    """
+    network = network.cpu().eval()
+    height, width = dataset.read(0)[1].shape
+    temporary, whole = (path.with_name(f".{path.name}.{part}.tmp") for part in ("file", "whole"))
+    try:
+        write_onnx(network, temporary, whole, (height, width), config, metadata)
+        for file in (temporary, whole):
+            onnx.checker.check_model(str(file), full_check=True)
+        proof = prove(network, temporary, whole, dataset, () if is_fixed(network) else sizes)
+        if faults := proof.faults():
+            raise ExportError(f"{path}: not published, it differs from the network: {'; '.join(faults)}")
+        temporary.replace(path)
+    finally:
+        for file in (temporary, whole):
+            file.unlink(missing_ok=True)
+    return asdict(proof) | {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def write_onnx(
+    network: Network,
+    path: Path,
+    whole: Path,
+    size: Sequence[int],
+    config: ExportConfig,
+    metadata: dict[str, Any],
+) -> None:
+    """One file without external data, with the outputs that are wanted; and the same graph with all outputs.
+
+    Batch, height and width are free where the architecture allows it.
+    """
+    free = {0: torch.export.Dim.DYNAMIC}
+    if not is_fixed(network):
+        free |= {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    image = torch.zeros(2, *size, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own future
+        try:
+            program = torch.onnx.export(
+                Deployed(network),
+                (image,),
+                input_names=["image"],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={"image": free},
+                opset_version=config.opset,
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=TRANSLATIONS,
+            )
+        except OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+            name = getattr(network.model, "name", type(network.model).__name__)
+            raise ExportError(f"{path}: torch.onnx cannot export {name} ({reason}); take another encoder") from error
+    assert program is not None
+    model = ClearMetadataAndDocStringPass()(program.model).model  # where in the sources each node comes from
+    for name, value in metadata.items():
+        model.metadata_props[name] = json.dumps(value)
+    onnx_ir.save(model, str(whole))  # given the path, torch.onnx.export would split the weights off
+    outputs = model.graph.outputs
+    outputs[:] = [value for value in outputs if value.name in ("mask", config.output)]
+    onnx_ir.save(RemoveUnusedNodesPass()(model).model, str(path))
+
+
+def is_fixed(network: Network) -> bool:
+    """Whether the file works for one image size only."""
+    return type(network.model).__name__.lower() in FIXED_SIZE
+
+
+def open_session(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from images uint8 `[N, H, W, 3]` to all outputs of a file by name."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda image: dict(zip(names, session.run(names, {"image": image}), strict=True))
+
+
+@torch.no_grad()
+def prove(network: Network, path: Path, whole: Path, dataset: Dataset, sizes: Sequence[tuple[int, int]]) -> Proof:
+    """Runs network and file over the whole data set, and at other sizes and in batches over a few resized images.
+
+    Args:
+        network: what the file is to do.
+        path: the file.
+        whole: the same graph with its logits, for a file that gives none.
+        dataset: real images with labels.
+        sizes: `(height, width)` of the resized images.
+
+    Raises:
+        ExportError: one of them gives values that are not finite, or the file takes no images of that size.
+    """
+    run, run_whole = open_session(path), open_session(whole)
+    classes = len(network.classes)
+    proof = Proof()
+    matrices = torch.zeros(2, classes, classes, dtype=torch.int64)
+    equal = 0
+    refused: list[list[int]] = []  # sizes
+    for image, mask in _proof_images(dataset, sizes):
+        shape = list(image.shape[:3])
+        if shape[1:] in refused:
+            continue
+        if is_fixed(network) and proof.shapes and shape[1:] != proof.shapes[0][1:]:
+            raise ExportError(
+                f"{type(network.model).__name__} is exported for one size; the validation images have "
+                f"{proof.shapes[0][1:]} and {shape[1:]}: set data.image_size, or take another architecture"
+            )
+        try:
+            logits = network(torch.tensor(image).permute(0, 3, 1, 2)).upsampled()
+        except ValueError:  # torch's group norm refuses one image whose map is one pixel: nothing to compare with
+            if (mask != VOID).any():
+                raise
+            refused.append(shape[1:])
+            continue
+        found = {name: torch.from_numpy(value) for name, value in run(image).items()}
+        found_logits = found.get("logits", torch.from_numpy(run_whole(image)["logits"]))
+        # Looked at before argmax hides them.
+        if not (logits.isfinite().all() and all(t.isfinite().all() for t in (found_logits, *found.values()))):
+            raise ExportError(f"{path}: values are not finite on images of shape {list(image.shape)}")
+        best, guess = logits.max(1)
+        flipped = guess != found["mask"]
+        if flipped.any():
+            theirs = logits.gather(1, found["mask"].long()[:, None])[:, 0]
+            proof.max_margin = max(proof.max_margin, (best - theirs)[flipped].max().item())
+        if "confidence" in found:
+            difference = (logits.softmax(1).amax(1) - found["confidence"]).abs().max().item()
+            proof.max_confidence_diff = max(proof.max_confidence_diff, difference)
+        proof.max_abs_diff = max(proof.max_abs_diff, (logits - found_logits).abs().max().item())
+        proof.pixels += flipped.numel()
+        equal += int((~flipped).sum())
+        for i, prediction in enumerate((guess, found["mask"])):
+            matrices[i] += confusion_matrix(prediction, torch.from_numpy(mask), classes)
+        if shape not in proof.shapes:
+            proof.shapes.append(shape)
+    before, after = (Scores(matrix).mean_iou for matrix in matrices)
+    proof.argmax_agreement, proof.mean_iou, proof.mean_iou_diff = equal / proof.pixels, after, abs(after - before)
+    return proof
+
+
+def _proof_images(dataset: Dataset, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every image as it is; then, their masks all void, three at once, and one and three at each of the other sizes."""
+    for index in range(len(dataset)):
+        image, mask = dataset.read(index)
+        yield image[None], mask[None]
+    some = [Image.fromarray(dataset.read(i % len(dataset))[0]) for i in range(3)]
+    own = (some[0].height, some[0].width)
+    for count, (height, width) in ((3, own), *((count, size) for size in sizes for count in (1, 3))):
+        picked = [np.asarray(image.resize((width, height))) for image in some[:count]]
+        yield np.stack(picked), np.full((count, height, width), VOID, np.uint8)

@@ -1,0 +1,239 @@
+"""Masks, overlays and comparisons of images and videos. Needs torch only for a network that is no ONNX file.
+
+    python scripts/predict.py checkpoints/default/student/model.onnx photos/ 'more/*.jpg' ride.mp4 --overlay 0.5
+
+Every worker reads, asks the network and writes by itself, each image on one core: for many images that beats spreading
+each over all of them. Exit code 0: all is done; 1: some were skipped, or writing failed; 2: nothing could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from distill.deployment import media
+from distill.deployment.runtime import Segmenter, open_model
+from distill.deployment.sandbox import SandboxError
+from distill.deployment.tiles import Shrunk, Tiled
+from distill.errors import ConfigError
+from distill.visualize import overlay, palette_image, row
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Summary:
+    """What became of the images.
+
+    Attributes:
+        pixels: by class id, int64 `[256]`.
+        done: images and frames with a mask.
+        skipped: one line for each that has none.
+        seconds: from the first read to the last write.
+    """
+
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    done: int = 0
+    skipped: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def predict(
+    model: Segmenter,
+    files: Mapping[str, Path],
+    folder: Path,
+    opacity: float | None = None,
+    teacher: Segmenter | None = None,
+    workers: int = 1,
+    max_pixels: int = media.MAX_PIXELS,
+) -> Summary:
+    """Writes `masks/<name>.png` and, if asked for, `overlays/<name>.jpg` and `side_by_side/<name>.jpg`.
+
+    Of a video it also writes `videos/<name>.mp4`: the overlays, or student and teacher side by side.
+
+    Args:
+        model: the student.
+        files: images and videos by the names of their results.
+        folder: where the results go; a frame is `<video>/<number>` there.
+        opacity: of the overlays' colors, 0 to 1; if not given, only videos are overlaid, by half.
+        teacher: if given, its overlay is put beside the student's.
+        workers: images at once.
+        max_pixels: of an image or frame.
+
+    Raises:
+        ConfigError: the two networks have other classes, or one of them had to be stopped.
+        OSError: the results cannot be written.
+    """
+    if teacher and teacher.classes != model.classes:
+        raise ConfigError(f"the teacher has the classes {teacher.classes}, the student {model.classes}")
+    shown = 0.5 if opacity is None else opacity
+
+    def work(item: media.Item) -> tuple[np.ndarray, np.ndarray | None]:
+        image, picture = item.read(), None
+        mask = model.mask(image)
+        palette_image(mask, model.palette).save(_file(folder / "masks", item, "png"), compress_level=1)
+        if opacity is not None or item.video:
+            picture = overlay(image, mask, model.palette, shown)
+            if opacity is not None:
+                Image.fromarray(picture).save(_file(folder / "overlays", item, "jpg"), quality=90)
+        if teacher:
+            panels = [overlay(image, m, model.palette, shown) for m in (teacher.mask(image), mask)]
+            picture = row(panels, ("teacher", "student"))
+            Image.fromarray(picture).save(_file(folder / "side_by_side", item, "jpg"), quality=90)
+        return np.bincount(mask.ravel(), minlength=256), picture if item.video else None
+
+    summary, start = Summary(), time.perf_counter()
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(files), unit=" images", disable=None) as bar,
+        _Films(folder / "videos") as films,
+    ):
+        for item, future in _ahead(pool, work, media.items(files, max_pixels), 2 * workers):
+            if films.starts(item) and item.video:
+                bar.total += max(0, item.video.count - 1)
+            try:
+                pixels, picture = future.result()
+                summary.pixels += pixels
+                summary.done += 1
+                films.add(item, picture)
+            except SandboxError:  # nothing more can be asked of it
+                raise
+            except ConfigError as error:
+                summary.skipped.append(str(error))
+                tqdm.write(f"predict: skipped {error}", file=sys.stderr)
+            bar.update()
+    summary.seconds = time.perf_counter() - start
+    return summary
+
+
+class _Films:
+    """The videos made of the frames of videos, one after the other."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.video: media.Video | None = None
+        self.writer: media.VideoWriter | None = None
+
+    def __enter__(self) -> _Films:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer:
+            self.writer.close()
+
+    def starts(self, item: media.Item) -> bool:
+        """Whether the item is the first of a video, or none of one; completes the video before it."""
+        if item.video is self.video and item.video:
+            return False
+        self.__exit__()
+        self.video, self.writer = item.video, None
+        if item.video:
+            name = item.name.rpartition("/")[0]
+            self.writer = media.VideoWriter(self.folder / f"{name}.mp4", item.video.fps)
+        return True
+
+    def add(self, item: media.Item, picture: np.ndarray | None) -> None:
+        """The picture of an item, if it is of a video."""
+        if self.writer and picture is not None:
+            self.writer.write(picture)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[media.Item], _T], items: Iterator[media.Item], depth: int
+) -> Iterator[tuple[media.Item, Future[_T]]]:
+    """Results in order, with only so many images in memory: the frames of a video would fill it."""
+    pending: deque[tuple[media.Item, Future[_T]]] = deque()
+    for item in items:
+        pending.append((item, pool.submit(work, item)))
+        if len(pending) >= depth:
+            yield pending.popleft()
+    yield from pending
+
+
+def _file(folder: Path, item: media.Item, suffix: str) -> Path:
+    path = folder / f"{item.name}.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def describe(summary: Summary, classes: Sequence[str], folder: Path) -> str:
+    """Counts, speed and, if anything was done, the share of each class, for a person."""
+    lines = [f"{summary.done} masks in {folder}, {summary.done / max(summary.seconds, 1e-9):.1f} images/s"]
+    if summary.skipped:
+        lines[0] += f", {len(summary.skipped)} skipped"
+    if total := int(summary.pixels.sum()):
+        width = max(map(len, classes))
+        shares = zip(classes, summary.pixels, strict=False)
+        lines += ["share of all pixels:", *(f"  {name:{width}}  {100 * n / total:6.2f} %" for name, n in shares)]
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="predict.py", description="Segment images and videos.", allow_abbrev=False)
+    parser.add_argument("model", type=Path, help="ONNX file, folder written by SMP's save_pretrained, or a run")
+    parser.add_argument("inputs", nargs="+", help="images, videos, folders (with all folders in them), globs")
+    parser.add_argument("--output_dir", type=Path, default=Path("predictions"), help="%(default)s if not given")
+    parser.add_argument("--overlay", type=float, metavar="OPACITY", help="also write overlays, 0 to 1")
+    parser.add_argument("--teacher", type=Path, help="another network, to be shown beside the first")
+    parser.add_argument(
+        "--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="slide over large images, overlaps blended"
+    )
+    parser.add_argument(
+        "--longest_side", type=int, metavar="PIXELS", help="larger images are made smaller for the network"
+    )
+    parser.add_argument(
+        "--max_pixels", type=int, default=media.MAX_PIXELS, help="of an image; %(default)s if not given"
+    )
+    parser.add_argument("--trusted", action="store_true", help="run ONNX files without limits on memory and time")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--num_threads", type=int, default=cores, help="images at once; one a core if not given")
+    args = parser.parse_args(argv)
+    if args.overlay is not None and not 0 <= args.overlay <= 1:
+        parser.error(f"--overlay: {args.overlay} is not between 0 and 1")
+    for name in ("num_threads", "longest_side", "max_pixels", "window"):
+        value = getattr(args, name)
+        if value is not None and min(value if name == "window" else [value]) < 1:
+            parser.error(f"--{name}: {value} must be above 0")
+    return args
+
+
+def _open(path: Path, args: argparse.Namespace, threads: int) -> Segmenter:
+    """A network that sees images as the command line says."""
+    model = open_model(path, threads, args.trusted)
+    if args.window:
+        model = Tiled(model, args.window)
+    return Shrunk(model, args.longest_side) if args.longest_side else model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse(argv)
+    try:
+        files = media.find(args.inputs, args.output_dir)
+        one_each = len(files) < args.num_threads and not any(map(media.is_video, files.values()))
+        workers = len(files) if one_each else args.num_threads
+        model, teacher = (
+            path and _open(path, args, args.num_threads // workers) for path in (args.model, args.teacher)
+        )
+        summary = predict(model, files, args.output_dir, args.overlay, teacher, workers, args.max_pixels)
+    except ConfigError as error:
+        print(f"predict: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"predict: error: {args.output_dir}: {error}", file=sys.stderr)
+        return 1
+    print(describe(summary, model.classes, args.output_dir))
+    return 1 if summary.skipped else 0

@@ -1,0 +1,110 @@
+"""Images that are too large for a network at once: window by window, or made smaller. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from distill.deployment.runtime import Segmenter
+
+
+class Tiled:
+    """A network that is asked window by window; where windows overlap, its probabilities are blended.
+
+    Windows overlap by at least a third. Each counts most in its middle and falls off linearly to its edges, where a
+    network knows least, so that no seams show. Only one row of windows is in memory.
+
+    Args:
+        model: the network.
+        window: `(height, width)`; images smaller than that are looked at as they are.
+    """
+
+    def __init__(self, model: Segmenter, window: Sequence[int]):
+        self.model, self.window = model, window
+        self.classes, self.palette = model.classes, model.palette
+
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        return np.concatenate([band.argmax(0).astype(np.uint8) for band in self._bands(image)])
+
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        """Logarithms of the blended probabilities, float32 `[C, H, W]`, of an image uint8 RGB `[H, W, 3]`."""
+        return np.log(np.maximum(np.concatenate(list(self._bands(image)), 1), np.finfo(np.float32).tiny))
+
+    def _bands(self, image: np.ndarray) -> Iterator[np.ndarray]:
+        """Probabilities float32 `[C, h, W]`, from top to bottom."""
+        size = [min(wanted, there) for wanted, there in zip(self.window, image.shape[:2], strict=False)]
+        tops, lefts = (list(starts(n, part)) for n, part in zip(image.shape[:2], size, strict=False))
+        weight = np.outer(*(_slopes(part) for part in size))
+        band = np.zeros((len(self.classes), size[0], image.shape[1]), np.float32)
+        seen = np.zeros(band.shape[1:], np.float32)
+        for top, after in zip(tops, [*tops[1:], image.shape[0]], strict=True):
+            for left in lefts:
+                part = np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
+                band[..., left : left + size[1]] += weight * _softmax(self.model.logits(part))
+                seen[:, left : left + size[1]] += weight
+            done = after - top  # no later window reaches these rows
+            yield band[:, :done] / seen[:done]
+            for buffer in (band, seen):
+                rest = buffer[..., done:, :].copy()
+                buffer[...] = 0
+                buffer[..., : rest.shape[-2], :] = rest
+
+
+class Shrunk:
+    """A network that sees large images made smaller; its answers have their own size.
+
+    Args:
+        model: the network.
+        longest: pixels of the longer side; smaller images are looked at as they are.
+    """
+
+    def __init__(self, model: Segmenter, longest: int):
+        self.model, self.longest = model, longest
+        self.classes, self.palette = model.classes, model.palette
+
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        small = self._smaller(image)
+        if small is image:
+            return self.model.mask(image)
+        best = np.full(image.shape[:2], -np.inf, np.float32)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        for i, logits in enumerate(self.model.logits(small)):  # all classes at once would be too much for memory
+            larger = cv2.resize(logits, image.shape[1::-1])
+            better = larger > best
+            best[better], mask[better] = larger[better], i
+        return mask
+
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        logits = self.model.logits(self._smaller(image))
+        return np.stack([cv2.resize(one, image.shape[1::-1]) for one in logits])
+
+    def _smaller(self, image: np.ndarray) -> np.ndarray:
+        scale = self.longest / max(image.shape[:2])
+        if scale >= 1:
+            return image
+        height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def starts(length: int, window: int) -> Iterator[int]:
+    """Where windows begin that cover a length and overlap by at least a third."""
+    count = 1 + max(0, -(-3 * (length - window) // (2 * window)))
+    for i in range(count):
+        yield i * max(0, length - window) // max(1, count - 1)
+
+
+def _slopes(length: int) -> np.ndarray:
+    """1 in the middle, falling to nearly 0 at both ends: float32 `[length]`."""
+    steps = np.arange(length, dtype=np.float32) + 0.5
+    return np.minimum(steps, length - steps) * 2 / length
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits.astype(np.float32) - logits.max(0, keepdims=True))
+    return exponents / exponents.sum(0, keepdims=True)

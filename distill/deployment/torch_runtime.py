@@ -1,0 +1,53 @@
+"""A folder written by SMP's `save_pretrained`, asked like an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+
+from distill import models
+from distill.config.schema import NetworkConfig
+from distill.errors import ConfigError
+from distill.visualize import made_up_palette
+
+
+class SmpFolder:
+    """The network in a folder, on the GPU if there is one; see `deployed.Segmenter`.
+
+    Normalisation is that of the folder's `albumentations_config_eval.json`, ImageNet's if it has none; colours are
+    made up.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, and `id2label.json` if the classes have names.
+    """
+
+    def __init__(self, folder: Path):
+        usual = NetworkConfig()
+        self.folder, self.named = folder, (folder / "id2label.json").is_file()
+        self.network = models.load(folder, None, usual.mean, usual.std)
+        self.classes = self.network.classes
+        self.palette = made_up_palette(len(self.classes))
+        self.network.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.lock = Lock()  # torch spreads one image over the cores; several at once would only share them
+
+    @torch.no_grad()
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        return self._upsampled(image).cpu().numpy()
+
+    @torch.no_grad()
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        return self._upsampled(image).max(0).indices.byte().cpu().numpy()
+
+    def _upsampled(self, image: np.ndarray) -> torch.Tensor:
+        batch = torch.tensor(image[None], device=self.network.mean.device).permute(0, 3, 1, 2)
+        try:
+            with self.lock:
+                return self.network(batch).upsampled()[0]
+        except Exception as error:  # some networks take one size only, and memory ends
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ConfigError(f"{self.folder}: failed on an image of {image.shape}: {reason}") from error

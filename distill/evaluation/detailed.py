@@ -1,0 +1,308 @@
+"""Any finished network on any data set: scores, boundaries, calibration, agreement with a teacher, the worst images.
+
+    python scripts/evaluate.py checkpoints/camvid_cpu --teacher checkpoints/camvid_cpu/teacher
+    python scripts/evaluate.py model.onnx --data.format camvid --data.root /data/camvid --split train
+
+For a run, or a part of one, the settings of its data are those that it was trained with, and flags win. Classes that
+nobody names (`--data.format folders` without `--data.classes`) are those of the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from distill.batch import UNLABELLED, VOID
+from distill.config.parse import parse as parse_settings
+from distill.config.schema import DataConfig
+from distill.data import Dataset, Splits, open_splits
+from distill.deployment.runtime import Segmenter, open_model
+from distill.deployment.torch_runtime import SmpFolder
+from distill.errors import ConfigError
+from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix
+from distill.storage import write_json
+from distill.visualize import Palette, colorize, row
+
+WRONG = (230, 60, 50)
+DATA_FLAGS = ("-c", "--config", "--data", "--data.format")  # one of them says which data; the others only vary it
+Probabilities = Callable[[np.ndarray], torch.Tensor]  # image uint8 [H, W, 3] → float32 [C, H, W]
+
+
+@dataclass
+class Assessment:
+    """What an evaluation found.
+
+    Attributes:
+        scores: mIoU and IoU by class.
+        boundary: the same near outlines.
+        calibration: of the confidences.
+        agreement: share of pixels, void apart, in which the teacher says the same; None without one.
+        image_iou: mIoU of each image by itself.
+    """
+
+    scores: Scores
+    boundary: BoundaryIoU
+    calibration: Calibration
+    agreement: float | None = None
+    image_iou: list[float] = field(default_factory=list)
+
+
+def assess(
+    classes: int,
+    probabilities: Probabilities,
+    dataset: Dataset,
+    teacher: Segmenter | None = None,
+    progress: Callable = lambda items, **_: items,
+) -> Assessment:
+    """Scores on every image.
+
+    Args:
+        classes: number of classes.
+        probabilities: of the classes at every pixel of an image.
+        dataset: images with labels.
+        teacher: to agree with.
+        progress: wraps the loop over images, such as tqdm.
+
+    Raises:
+        FloatingPointError: values that are not finite; names the image.
+    """
+    boundary, calibration, image_iou = BoundaryIoU(classes), Calibration(), []
+    total = torch.zeros(classes, classes, dtype=torch.int64)
+    equal = compared = 0
+    for index in progress(range(len(dataset)), desc="evaluating"):
+        image, mask = dataset.read(index)
+        confidence, prediction = probabilities(image).max(0)
+        if not confidence.isfinite().all():
+            raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
+        matrix = confusion_matrix(prediction[None], torch.from_numpy(mask[None]), classes)
+        total += matrix
+        image_iou.append(Scores(matrix).mean_iou)
+        guess = prediction.byte().numpy()
+        boundary.add(guess, mask)
+        calibration.add(confidence.numpy(), guess, mask)
+        if teacher:
+            equal += int(((teacher.mask(image) == guess) & (mask != VOID)).sum())
+            compared += int((mask != VOID).sum())
+    agreement = equal / max(1, compared) if teacher else None
+    return Assessment(Scores(total), boundary, calibration, agreement, image_iou)
+
+
+def plain(model: Segmenter) -> Probabilities:
+    """The network's own probabilities: softmax of its logits."""
+    return lambda image: torch.from_numpy(model.logits(image)).softmax(0)
+
+
+def sliding(probabilities: Probabilities, size: Sequence[int]) -> Probabilities:
+    """Means over windows of `[height, width]` that overlap by at least a third; for images larger than the crops."""
+
+    def starts(length: int, window: int) -> Iterator[int]:
+        count = 1 + max(0, -(-3 * (length - window) // (2 * window)))
+        for i in range(count):
+            yield i * max(0, length - window) // max(1, count - 1)
+
+    def whole(image: np.ndarray) -> torch.Tensor:
+        total, seen = torch.zeros(0), torch.zeros(image.shape[:2])
+        for top in starts(image.shape[0], size[0]):
+            for left in starts(image.shape[1], size[1]):
+                place = (slice(top, top + size[0]), slice(left, left + size[1]))
+                part = probabilities(np.ascontiguousarray(image[place]))
+                if not total.numel():
+                    total = torch.zeros(len(part), *image.shape[:2])
+                total[:, *place] += part
+                seen[place] += 1
+        return total / seen
+
+    return whole
+
+
+def augmented(probabilities: Probabilities, scales: Sequence[float], flip: bool) -> Probabilities:
+    """Means over the image at several scales, each also mirrored if asked for."""
+
+    def mean(image: np.ndarray) -> torch.Tensor:
+        height, width = image.shape[:2]
+        views = []
+        for scale in scales:
+            resized = Image.fromarray(image).resize((max(1, round(width * scale)), max(1, round(height * scale))))
+            view = np.asarray(resized if scale != 1 else image)
+            views.append(probabilities(view))
+            if flip:
+                views.append(probabilities(np.ascontiguousarray(view[:, ::-1])).flip(-1))
+        same = [F.interpolate(v[None], (height, width), mode="bilinear", align_corners=False)[0] for v in views]
+        return torch.stack(same).mean(0)
+
+    return mean
+
+
+def worst_strip(
+    image: np.ndarray, mask: np.ndarray, guess: np.ndarray, palette: Palette, theirs: np.ndarray | None
+) -> np.ndarray:
+    """Input | ground truth | teacher, if any | student | where it is wrong, as one picture uint8 `[H', W', 3]`."""
+    wrong = (np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 60).astype(np.uint8)
+    wrong[(guess != mask) & (mask < UNLABELLED)] = WRONG
+    panels = {"input": image, "ground truth": colorize(mask, palette)}
+    if theirs is not None:
+        panels["teacher"] = colorize(theirs, palette)
+    panels |= {"student": colorize(guess, palette), "wrong": wrong}
+    return row(list(panels.values()), list(panels))
+
+
+def results(found: Assessment, classes: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """All numbers, for `evaluation.json`."""
+    return {
+        "mean_iou": found.scores.mean_iou,
+        "classes_present": found.scores.present,
+        "pixel_accuracy": found.scores.pixel_accuracy,
+        "boundary_iou": found.boundary.mean,
+        "calibration_error": found.calibration.error,
+        "agreement": found.agreement,
+        "iou": dict(zip(classes, found.scores.iou, strict=True)),
+        "boundary_iou_by_class": dict(zip(classes, found.boundary.iou, strict=True)),
+        "images": dict(zip(names, found.image_iou, strict=True)),
+    }
+
+
+def describe(numbers: dict[str, Any]) -> str:
+    """The main numbers, for a person."""
+
+    def percent(value: float | None) -> str:
+        return "    –" if value is None else f"{100 * value:5.1f}"
+
+    lines = [
+        f"mIoU {100 * numbers['mean_iou']:.2f} over {numbers['classes_present']} of {len(numbers['iou'])} classes, "
+        f"{len(numbers['images'])} images; pixel accuracy {100 * numbers['pixel_accuracy']:.2f}",
+        f"boundary IoU {100 * numbers['boundary_iou']:.2f}; "
+        f"expected calibration error {100 * numbers['calibration_error']:.2f} %",
+    ]
+    if numbers["agreement"] is not None:
+        lines[1] += f"; agreement with the teacher {100 * numbers['agreement']:.2f} %"
+    width = max(5, *map(len, numbers["iou"]))
+    lines.append(f"{'class':{width}}    IoU  boundary")
+    for name, value in numbers["iou"].items():
+        lines.append(f"{name:{width}}  {percent(value)}     {percent(numbers['boundary_iou_by_class'][name])}")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and those of its flags that are settings of the data."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description="Score a finished network.",
+        epilog="Data: --data.format, --data.root, … as for distill.py, or --config; for a run, its own, and flags win.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", type=Path, help="ONNX file, folder written by SMP's save_pretrained, or a run")
+    parser.add_argument("--teacher", type=Path, help="another network, to agree with")
+    parser.add_argument("--split", choices=("train", "val"), default="val", help="%(default)s if not given")
+    parser.add_argument("--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="slide over large images")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="sizes at which each image is looked at")
+    parser.add_argument("--flip", action="store_true", help="also look at the mirrored image")
+    parser.add_argument("--worst", type=int, default=5, help="strips of so many images are saved, the worst first")
+    parser.add_argument("--output_dir", type=Path, help="evaluation, evaluation-2, … if not given")
+    parser.add_argument("--trusted", action="store_true", help="run ONNX files without limits on memory and time")
+    parser.add_argument("--num_threads", type=int, default=0, help="the libraries' choice if not given")
+    args, rest = parser.parse_known_args(argv)
+    for name, values in (("window", args.window or [1]), ("scales", args.scales)):
+        if min(values) <= 0:
+            parser.error(f"--{name}: {values} must be above 0")
+    if not _says_data(rest):
+        folders = (args.model, *args.model.resolve().parents[:2])
+        run = next((["--config", str(f / "config.yaml")] for f in folders if (f / "config.yaml").is_file()), [])
+        rest = run + rest
+    return args, rest
+
+
+def _says_data(settings: Sequence[str]) -> bool:
+    return any(flag.split("=")[0] in DATA_FLAGS for flag in settings)
+
+
+def free_folder(wanted: Path | None) -> Path:
+    """The folder that was asked for, or the first of `evaluation`, `evaluation-2`, … that is not there.
+
+    Raises:
+        ConfigError: it holds an evaluation already.
+    """
+    if wanted is None:
+        names = itertools.chain(["evaluation"], (f"evaluation-{i}" for i in itertools.count(2)))
+        return next(folder for folder in map(Path, names) if not folder.exists())
+    if (wanted / "evaluation.json").exists():
+        raise ConfigError(f"--output_dir: {wanted} holds an evaluation already; remove it or set another folder")
+    return wanted
+
+
+def open_data(data: DataConfig, model: Segmenter) -> Splits:
+    """The data; classes that its settings do not name are the network's."""
+    if data.format == "folders" and not data.classes:
+        data = replace(data, classes=model.classes, palette=data.palette or [list(color) for color in model.palette])
+    return open_splits(data)
+
+
+def check_classes(path: Path, model: Segmenter, classes: Sequence[str]) -> None:
+    """Refuses a network of other classes; one that has no names for its own must have as many.
+
+    Raises:
+        ConfigError: other classes.
+    """
+    if isinstance(model, SmpFolder) and not model.named:
+        if len(model.classes) != len(classes):
+            raise ConfigError(f"{path}: predicts {len(model.classes)} classes, but the data has {len(classes)}")
+    elif model.classes != list(classes):
+        raise ConfigError(f"{path}: has the classes {model.classes}, the data {list(classes)}")
+
+
+def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
+    """Evaluates as the command line says, writes `evaluation.json` and `worst/`, and returns the numbers."""
+    if not _says_data(settings):
+        raise ConfigError(
+            f"{args.model}: is no part of a run, so it does not say which data it is for; "
+            f"set --data.format with --data.root, or --config"
+        )
+    data = parse_settings(settings).data
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    model = open_model(args.model, args.num_threads, args.trusted)
+    teacher = open_model(args.teacher, args.num_threads, args.trusted) if args.teacher else None
+    splits = open_data(data, model)
+    dataset: Dataset = getattr(splits, args.split)
+    for path, one in ((args.model, model), (args.teacher, teacher)):
+        if one:
+            check_classes(path, one, splits.classes)
+    where = "drawn scenes" if data.format == "synthetic" else f"{data.format}, {Path(data.root).resolve()}"
+    print(f"{args.model} on {where}: {args.split}, {len(dataset)} images", flush=True)
+    probabilities = sliding(plain(model), args.window) if args.window else plain(model)
+    if args.flip or args.scales != [1.0]:
+        probabilities = augmented(probabilities, args.scales, args.flip)
+    found = assess(len(splits.classes), probabilities, dataset, teacher, lambda i, **k: tqdm(i, disable=None, **k))
+    numbers = results(found, splits.classes, dataset.names)
+    (args.output_dir / "worst").mkdir(parents=True, exist_ok=True)
+    about = {"model": str(args.model), "teacher": args.teacher and str(args.teacher), "data": where}
+    write_json(args.output_dir / "evaluation.json", about | {"split": args.split, **numbers})
+    for place, index in enumerate(np.argsort(found.image_iou, kind="stable")[: args.worst]):
+        image, mask = dataset.read(int(index))
+        guess = probabilities(image).argmax(0).byte().numpy()
+        picture = worst_strip(image, mask, guess, splits.palette, teacher.mask(image) if teacher else None)
+        Image.fromarray(picture).save(args.output_dir / "worst" / f"{place + 1:02d}_{dataset.names[index]}.png")
+    return numbers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args, settings = parse(argv)
+    try:
+        args.output_dir = free_folder(args.output_dir)
+        numbers = evaluate(args, settings)
+    except (ConfigError, FloatingPointError, OSError) as error:
+        print(f"evaluate: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{describe(numbers)}\n{args.output_dir}/evaluation.json, {args.output_dir}/worst/")
+    return 0

@@ -1,0 +1,81 @@
+"""Several networks scored in one pass over the same tensors, so that a difference is never one of preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.batch import VOID
+from distill.data import Dataset, val_batches
+from distill.metrics import Scores, confusion_matrix
+from distill.models.network import Network
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by network name, and the share of pixels in which each agrees with the network called `teacher`."""
+
+    scores: dict[str, Scores]
+    agreement: dict[str, float]
+
+
+@torch.no_grad()
+def evaluate(
+    networks: Mapping[str, Network],
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world: int = 1,
+    reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
+    progress: Callable = lambda items, **_: items,
+) -> Evaluation:
+    """Scores networks on every image of a data set, in float32, the arithmetic of the exported file.
+
+    Args:
+        networks: by name, on `device`; their training mode is restored afterwards.
+        dataset: images of any sizes.
+        batch_size: images at once.
+        device: where the networks are.
+        rank: this process; it takes the images `rank, rank + world, …`.
+        world: number of processes.
+        reduce: sums an integer tensor over processes.
+        progress: wraps the loop over images, such as tqdm.
+
+    Raises:
+        FloatingPointError: a network gave a value that is not finite; names network and images.
+    """
+    classes = len(next(iter(networks.values())).classes)
+    training = {name: network.training for name, network in networks.items()}
+    matrices = {name: torch.zeros(classes, classes, dtype=torch.int64, device=device) for name in networks}
+    agreeing = dict.fromkeys(networks, torch.zeros((), dtype=torch.int64, device=device))
+    compared = torch.zeros((), dtype=torch.int64, device=device)
+    for network in networks.values():
+        network.eval()
+    for _, batch in val_batches(dataset, batch_size, rank, world, progress):
+        batch = batch.to(device)
+        predictions = {}
+        for name, network in networks.items():
+            confidence, predictions[name] = network(batch.image).upsampled().max(1)
+            if not confidence.isfinite().all():
+                raise FloatingPointError(
+                    f"the {name} network gives values that are not finite on {', '.join(batch.names)}"
+                )
+            matrices[name] += confusion_matrix(predictions[name], batch.mask, classes)
+        if "teacher" in predictions:
+            valid = batch.mask != VOID
+            compared = compared + valid.sum()
+            for name in networks:
+                agreeing[name] = agreeing[name] + ((predictions[name] == predictions["teacher"]) & valid).sum()
+    for name, network in networks.items():
+        network.train(training[name])
+    counts = [matrices[n].flatten() for n in networks] + [torch.stack([compared, *agreeing.values()])]
+    total = reduce(torch.cat(counts)).cpu()
+    size = classes * classes
+    scores = {name: Scores(total[i * size : (i + 1) * size].view(classes, classes)) for i, name in enumerate(networks)}
+    pixels, *equal = total[len(networks) * size :].tolist()
+    agreement = {name: n / max(1, pixels) for name, n in zip(networks, equal, strict=True)} if pixels else {}
+    return Evaluation(scores, agreement)

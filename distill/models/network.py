@@ -1,0 +1,318 @@
+"""Networks by name (segmentation_models_pytorch with its own or timm's encoders): build, run, load, save.
+
+Each network normalises and pads its input by itself, so teacher and student may differ in both, and training,
+scoring and the exported file share one forward pass. Only this module knows SMP.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.batch import MAX_CLASSES, Outputs
+from distill.config.schema import NetworkConfig
+from distill.errors import ConfigError
+from distill.models.smp_files import read_classes, read_config, read_normalization
+
+# Architectures whose pooling turns the traced image size into a constant: exported for one size only.
+FIXED_SIZE = ("pspnet", "upernet")
+
+
+class _GroupNorm(nn.GroupNorm):
+    """One that also takes a single value per group, as of an image of one stride: it gives the bias.
+
+    torch refuses a batch of one such image, and multiplies the rounding errors of larger ones by 1/√eps.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The normalized map, `[N, C, H, W]` as the input."""
+        alone = self.num_groups == self.num_channels and not torch.compiler.is_exporting()
+        if alone and input.shape[2:].numel() == 1:
+            return torch.addcmul(self.bias.view(1, -1, 1, 1), input - input, self.weight.view(1, -1, 1, 1))
+        return super().forward(input)
+
+
+class Network(nn.Module):
+    """An SMP network that takes raw images.
+
+    Args:
+        model: the SMP network.
+        classes: class names in the order of their ids.
+        mean: mean of the RGB channels of images in 0 to 1.
+        std: standard deviation likewise.
+    """
+
+    model: Any
+    stride: int
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)  # as the images come
+        for layer in model.modules():
+            if type(layer) is nn.GroupNorm:
+                layer.__class__ = _GroupNorm
+        self.classes = list(classes)
+        # PAN pools the stride-16 map three times more.
+        self.stride = 128 if isinstance(model, smp.PAN) else max(32, self.model.encoder.output_stride)
+        self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of every map that `forward` can return, and of the `logits`."""
+        logits = {"logits": len(self.classes)}
+        if isinstance(self.model, smp.DPT):
+            return logits
+        stages = {f"encoder.{i}": n for i, n in enumerate(self.model.encoder.out_channels) if i}
+        return stages | {"decoder": self.model.segmentation_head[0].in_channels} | logits
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """What the SMP network takes: the image less its mean, in standard deviations."""
+        return (image.to(self.mean.dtype) - self.mean) / self.std
+
+    @staticmethod
+    def pad(x: Tensor, stride: int) -> Tensor:
+        """Adds zeros below and on the right, up to a multiple of the stride."""
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -width % stride, 0, -height % stride))
+
+    def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
+        """Logits, and intermediate maps by name.
+
+        Args:
+            image: RGB `[N, 3, H, W]`, uint8 or float, 0 to 255, any size.
+            features: names of the maps to return: `encoder.1` … `encoder.5`, `decoder`.
+
+        Raises:
+            ConfigError: the network has no map of that name.
+        """
+        height, width = image.shape[-2:]
+        x = self.pad(self.normalize(image), self.stride)
+        padded_size = (x.shape[-2], x.shape[-1])
+        if isinstance(self.model, smp.DPT):
+            if features:
+                raise ConfigError(f"arch dpt: has no feature maps {', '.join(features)}; use terms on logits only")
+            return Outputs(self.model(x), (height, width), padded_size)
+        stages = self.model.encoder(x)
+        decoded = self.model.decoder(stages)
+        convolution, upsampling, _ = self.model.segmentation_head  # the third would turn logits into probabilities
+        maps = {f"encoder.{i}": stage for i, stage in enumerate(stages) if i} | {"decoder": decoded}
+        if missing := [name for name in features if name not in maps]:
+            raise ConfigError(f"feature map {missing[0]!r}: the network has {', '.join(maps)}")
+        return Outputs(
+            convolution(decoded),
+            (height, width),
+            padded_size,
+            getattr(upsampling, "align_corners", True),
+            {name: maps[name] for name in features},
+        )
+
+
+class _FpnLogits(nn.Module):
+    """SMP's FPN decoder and the 1×1 convolution of its head, with less to upsample.
+
+    Upsampling by 2, the sum over the pyramid's levels and a 1×1 convolution are linear, so they may change places: the
+    coarser levels are added and become logits while they are small, and are upsampled once for all of them.
+    """
+
+    def __init__(self, decoder: Any, head: nn.Conv2d):
+        super().__init__()
+        self.decoder, self.head = decoder, head
+        for branch in decoder.seg_blocks[:3]:
+            branch.block[-1].upsample = False
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        decoder = self.decoder
+        levels = [decoder.p5(stages[-1])]
+        for merge, stage in zip((decoder.p4, decoder.p3, decoder.p2), stages[-2:-5:-1], strict=True):
+            levels.append(merge(levels[-1], stage))
+        *coarse, fine = (branch(level) for branch, level in zip(decoder.seg_blocks, levels, strict=True))
+        small = F.conv2d(sum(coarse[1:], coarse[0]), self.head.weight)
+        return self.head(fine) + F.interpolate(small, scale_factor=2.0, mode="bilinear", align_corners=True)
+
+
+def _with_constant_padding(same: Conv2dSame) -> nn.Sequential:
+    """TensorFlow's "same" padding for maps whose sizes are multiples of its stride: it is then the same for all."""
+    sizes = zip(same.kernel_size, same.stride, same.dilation, strict=True)
+    rows, columns = (max(dilation * (kernel - 1) + 1 - stride, 0) for kernel, stride, dilation in sizes)
+    left, top = columns // 2, rows // 2
+    shape = (same.kernel_size, same.stride, 0, same.dilation, same.groups, same.bias is not None)
+    convolution = nn.Conv2d(same.in_channels, same.out_channels, *shape).to(same.weight)  # type: ignore[arg-type]
+    convolution.load_state_dict(same.state_dict())
+    return nn.Sequential(nn.ZeroPad2d((left, columns - left, top, rows - top)), convolution)
+
+
+def _normalize_at_once(network: Network, image: Tensor) -> Tensor:
+    """`Network.normalize` in one pass over the image."""
+    mean, variance = network.mean.flatten(), network.std.flatten().square()
+    return F.batch_norm(image.to(mean.dtype), mean, variance, eps=0.0)
+
+
+def streamlined(network: Network) -> Network:
+    """A copy that gives the same logits for less work; it has no feature maps and is not to be trained."""
+    twin = copy.deepcopy(network)
+    twin.normalize = partial(_normalize_at_once, twin)  # type: ignore[method-assign]
+    for name, layer in list(twin.model.named_modules()):
+        if isinstance(layer, Conv2dSame):
+            twin.model.set_submodule(name, _with_constant_padding(layer))
+    if isinstance(twin.model, smp.FPN) and twin.model.decoder.merge.policy == "add":
+        convolution, *rest = twin.model.segmentation_head
+        twin.model.decoder = _FpnLogits(twin.model.decoder, convolution)
+        twin.model.segmentation_head = nn.Sequential(nn.Identity(), *rest)
+    return twin
+
+
+def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
+    """A new network.
+
+    Raises:
+        ConfigError: unknown architecture, encoder or option, or weights that could not be downloaded.
+    """
+    known = list(smp.MODEL_ARCHITECTURES_MAPPING)
+    if network.arch.lower() not in known:
+        raise ConfigError(f"arch: {network.arch!r} is not one of {', '.join(known)}")
+    try:
+        model = smp.create_model(
+            network.arch,
+            encoder_name=network.encoder_name,
+            encoder_weights=network.encoder_weights,
+            classes=len(classes),
+            **network.options,
+        )
+    except Exception as error:  # whatever SMP, timm or the hub raise, the cause is one of these settings
+        reason = " ".join(str(error).split())[:300]
+        if network.encoder_weights:
+            hint = "with no access to the hub, set encoder_weights to null or fill its cache elsewhere"
+            raise ConfigError(
+                f"encoder_weights: {network.encoder_weights!r} for {network.encoder_name!r} failed: {reason}; {hint}"
+            ) from error
+        raise ConfigError(
+            f"{network.arch} with encoder_name {network.encoder_name!r} and options {network.options}: {reason}"
+        ) from error
+    return Network(model, classes, network.mean, network.std)
+
+
+def save(network: Network, folder: Path) -> None:
+    """Weights and class names into a folder that `smp.from_pretrained` and `load` read."""
+    # SMP writes a model card with a licence of its own choosing beside the weights; that file is replaced by ours.
+    network.model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)
+    names = {str(i): name for i, name in enumerate(network.classes)}
+    (folder / "id2label.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n")
+
+
+def load(folder: Path, classes: Sequence[str] | None, mean: Sequence[float], std: Sequence[float]) -> Network:
+    """A network from a folder written by `save` or by SMP's `save_pretrained`, in eval mode.
+
+    Args:
+        folder: the folder.
+        classes: the class names that it must have; those of the folder (else `class 0`, `class 1`, …) if not given.
+        mean: used if the folder does not say (`albumentations_config_eval.json`).
+        std: likewise.
+
+    Raises:
+        ConfigError: no such folder, one whose files do not say what they should, unreadable weights, or other classes.
+    """
+    config, found, normalization = read_config(folder), read_classes(folder), read_normalization(folder)
+    count = config["classes"]
+    wanted = classes or found or [f"class {i}" for i in range(count)]
+    if count == 1 and (classes is None or len(wanted) > 1):
+        raise ConfigError(
+            f"{folder}: predicts one class (config.json: classes 1), a yes or no for each pixel; expected a network "
+            f"with one output for each of two or more classes, the background being one of them"
+        )
+    if found is not None and found != list(wanted):
+        raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(wanted)}")
+    if count != len(wanted):
+        source = "the data" if classes else "id2label.json"
+        raise ConfigError(f"{folder}: predicts {count} classes, but {source} has {len(wanted)}")
+    if count > MAX_CLASSES:
+        raise ConfigError(f"{folder}: predicts {count} classes; masks of 8 bits hold at most {MAX_CLASSES}")
+    try:
+        # What SMP prints and warns of, mismatched weights, it also raises.
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            model = _smp_network(folder, config)
+    except Exception as error:
+        raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return Network(model, wanted, *(normalization or (mean, std))).eval()
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Numbers for `Tensor.item()`, which the meta device does not have: some encoders compute their drop rates so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **({"device": "cpu"} if func is torch.linspace else {}) | (kwargs or {}))
+
+
+def _smp_network(folder: Path, config: dict[str, Any]) -> Any:
+    """SMP's own loading, of its architectures alone; fetches nothing, builds nothing larger than the weights."""
+    arguments = {name: value for name, value in config.items() if name != "_model_class"} | {"encoder_weights": None}
+    known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if (name := config["_model_class"]) not in known:
+        raise ValueError(f"config.json: _model_class {name!r} is not one of {', '.join(known)}")
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        # Layers that are built and then thrown away make up to 1.7 times as many.
+        layers = itertools.count(-4 * len(weights.keys()) - 1000)
+
+    def stop(*_: object) -> None:
+        if next(layers) > 0:
+            raise ValueError("config.json: asks for far more layers than model.safetensors holds")
+
+    hook = register_module_parameter_registration_hook(stop)
+    try:
+        with torch.device("meta"), _LinspaceOnCpu():
+            count = sum(parameter.numel() for parameter in known[name](**arguments).parameters())
+    finally:
+        hook.remove()
+    if count > (folder / "model.safetensors").stat().st_size:
+        raise ValueError(f"config.json: asks for {count:,} parameters, more than model.safetensors has bytes")
+    return known[name].from_pretrained(str(folder), strict=True, encoder_weights=None)
+
+
+def freeze_unused(network: Network, size: Sequence[int], features: Sequence[str] = ()) -> list[str]:
+    """Freezes parameters that no output depends on, which DistributedDataParallel would refuse; returns their names.
+
+    Some SMP networks have them: encoder stages behind the last one used, unused heads.
+    """
+    network.eval()  # so that the dry run leaves BatchNorm statistics alone
+    height, width = (max(32, n) for n in size)
+    outputs = network(torch.zeros(1, 3, height, width, device=network.mean.device), features)
+    sum(t.float().sum() for t in (outputs.logits, *outputs.features.values())).backward()
+    unused = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    for name, p in network.named_parameters():
+        p.requires_grad_(p.requires_grad and name not in unused)
+    network.zero_grad(set_to_none=True)
+    return unused
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of weights."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def count_flops(network: Network, size: Sequence[int]) -> int:
+    """Floating point operations (2 a multiply-add) for one image of `size`; convolutions and products only."""
+    twin = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(torch.zeros(1, 3, *size, device="meta"))
+    return int(counter.get_total_flops())

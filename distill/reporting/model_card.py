@@ -1,0 +1,166 @@
+"""The student's model card, `README.md` of its folder, and the way to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+
+from distill.config.schema import Config
+from distill.errors import ConfigError
+from distill.losses import TERMS
+from distill.reporting.report import files, latency, summary, table
+
+PUBLISHED = ("*.md", "*.json", "*.onnx", "model.safetensors")
+PRIVATE = ("stage.json", "*/*")  # settings with paths of this machine; a folder in there is none of ours
+
+
+def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None:
+    """Writes the card: what the student is, how good, how it was trained, how it is used.
+
+    Args:
+        folder: the student's.
+        config: of the run.
+        results: what `results.json` holds.
+    """
+    student, teacher, classes = results["student"], results["teacher"], results["classes"]
+    data = config.data.format if config.data.format != "folders" else Path(config.data.root).resolve().name
+    scored = EvalResult(
+        task_type="image-segmentation",
+        dataset_type=data,
+        dataset_name=f"{data}, {results['val_images']} validation images",
+        metric_type="mean_iou",
+        metric_name="mIoU",
+        metric_value=round(student["mean_iou"], 4),
+    )
+    header = ModelCardData(
+        library_name="segmentation-models-pytorch",
+        pipeline_tag="image-segmentation",
+        tags=["semantic-segmentation", "knowledge-distillation", "onnx"],
+        datasets=[data],
+        base_model=f"{config.name}/teacher",
+        model_name=config.name,
+        metrics=["mean_iou"],
+        eval_results=[scored],
+    )
+    per_class = [("IoU", "student", "teacher")] + [
+        (name, *(_percent(results[who]["iou"][name]) for who in ("student", "teacher"))) for name in classes
+    ]
+    text = f"""---
+{header.to_yaml()}
+---
+# {config.name}: distilled student
+
+Semantic segmentation into {len(classes)} classes with a {_network(folder)} of {student["params"] / 1e6:.2f} M
+parameters ({student["flops"] / 1e9:.2f} GFLOPs an image of {"×".join(map(str, results["image_size"]))}), distilled
+from a {_network(folder.parent / "teacher")} of {teacher["params"] / 1e6:.2f} M.
+
+## Results
+
+On {results["val_images"]} validation images (`{data}`), void left out:
+
+{summary(results)}
+
+{table(per_class)}
+{_details(results)}
+## Use
+
+With onnxruntime alone; scaling, normalisation and padding are in the file, images {_sizes(results)}:
+
+```python
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("model.onnx")
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # as viewers show it
+image = np.asarray(image)[None]  # uint8 [N, H, W, 3]
+mask = session.run(["mask"], {{"image": image}})[0][0]  # uint8 [H, W], class ids
+```
+
+With PyTorch, from this folder:
+
+```python
+import albumentations as A, segmentation_models_pytorch as smp, torch
+
+model, preprocess = smp.from_pretrained("."), A.Compose.from_pretrained(".")
+x = preprocess(image=image[0])["image"].transpose(2, 0, 1)[None]  # padded at the bottom and right
+mask = model(torch.from_numpy(x)).argmax(1)[0, : image.shape[1], : image.shape[2]]
+```
+
+Ids and names are in `id2label.json`.
+
+## Training
+
+{config.student.max_train_steps} steps of {config.per_device_train_batch_size * config.gradient_accumulation_steps}
+images a process, crops of {"×".join(map(str, config.data.crop_size))}, learning rate
+{config.student.learning_rate:g}, seed {config.seed}. The loss, each term a mean over pixels that are not void:
+{_objective(config)}. The weights are those of the {_kept(config)}.
+
+## Limits
+
+Trained and scored on one data set; what other cameras, places or seasons cost was not measured. Every pixel gets one of
+the classes above, also where none of them is there. Rare classes are the weak ones: see their IoU.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """Uploads a student's folder to the Hub, to a repository that is private if it is new; returns its address.
+
+    Raises:
+        ConfigError: there is no token, or the Hub refused.
+    """
+    try:
+        api = HfApi()
+        url = api.create_repo(repo_id, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(PUBLISHED),
+            ignore_patterns=list(PRIVATE),
+            commit_message="A distilled student",
+        )
+    except Exception as error:  # the library has many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"hub_model_id: {repo_id} was not uploaded ({reason}); is HF_TOKEN set, and may it write there? "
+            f"The same command tries again"
+        ) from error
+    return str(url)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _network(folder: Path) -> str:
+    made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return f"{made_of['_model_class']} on {made_of['encoder_name'].removeprefix('tu-')}"
+
+
+def _sizes(results: Mapping[str, Any]) -> str:
+    if fixed := results.get("onnx", {}).get("fixed_size"):
+        return f"have to be {fixed[1]} wide and {fixed[0]} high"
+    return "may have any size"
+
+
+def _objective(config: Config) -> str:
+    used = {name: getattr(config, name).weight for name in TERMS}
+    return " + ".join(f"{weight:g} {name}" for name, weight in used.items() if weight)
+
+
+def _kept(config: Config) -> str:
+    if config.keep == "last":
+        return "last step, so nothing was selected on the validation images"
+    return "best of several scores on these same validation images, which flatters them a little"
+
+
+def _details(results: Mapping[str, Any]) -> str:
+    """What is known of the files, and of their speed."""
+    lines = ["", "## Files", "", *files(results), ""] if "onnx" in results else [""]
+    if "latency" in results:
+        lines += ["## Time and size", "", *latency(results["latency"]), ""]
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""The comparison that a person reads: strips of images, a table, `report.md`, and the card in the student's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.batch import UNLABELLED
+from distill.models.network import Network
+from distill.visualize import colorize, row
+
+STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG = (230, 60, 50), (60, 130, 240), (245, 190, 40)
+STAGES = ("teacher", "baseline", "student")
+TITLES = ("input", "ground truth", "teacher", "student", "disagreement")
+LEGEND = "Disagreement: red, only the student is wrong; blue, only the teacher; yellow, both, in different ways."
+
+
+def strip(
+    image: np.ndarray, mask: np.ndarray, networks: Mapping[str, Network], palette: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Input | ground truth | teacher | student | disagreement as one picture.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        mask: uint8 `[H, W]`.
+        networks: `teacher` and `student`, on the CPU or elsewhere.
+        palette: a colour a class.
+
+    Returns:
+        uint8 `[H', W', 3]`.
+    """
+    teacher, student = (predict(networks[name], image) for name in ("teacher", "student"))
+    known, differ = mask < UNLABELLED, teacher != student
+    marks = {
+        STUDENT_WRONG: teacher == mask,
+        TEACHER_WRONG: student == mask,
+        BOTH_WRONG: (teacher != mask) & (student != mask),
+    }
+    disagreement = (np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 60).astype(np.uint8)
+    for color, where in marks.items():
+        disagreement[known & differ & where] = color
+    panels = [image, *(colorize(labels, palette) for labels in (mask, teacher, student)), disagreement]
+    return row(panels, TITLES)
+
+
+@torch.no_grad()
+def predict(network: Network, image: np.ndarray) -> np.ndarray:
+    """Class ids uint8 `[H, W]` of an image uint8 `[H, W, 3]`."""
+    batch = torch.from_numpy(np.ascontiguousarray(image[None]).copy()).permute(0, 3, 1, 2).to(network.mean.device)
+    return network(batch).upsampled().max(1).indices[0].byte().cpu().numpy()
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Teacher, baseline and student side by side, as a Markdown table."""
+    rows = [("", "mIoU", "pixel accuracy", "parameters", "GFLOPs", "agreement")]
+    for name in STAGES:
+        if name in results:
+            r = results[name]
+            agreement = f"{100 * r['agreement']:.2f}" if "agreement" in r else ""
+            iou, accuracy = f"{100 * r['mean_iou']:.2f}", f"{100 * r['pixel_accuracy']:.2f}"
+            rows.append((name, iou, accuracy, f"{r['params'] / 1e6:.2f} M", f"{r['flops'] / 1e9:.2f}", agreement))
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown table, first row the header, first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths))
+    return "\n".join(f"{line} |" for line in (lines[0], *lines[1:])).replace("\n", f"\n{rule}|\n", 1)
+
+
+def write_report(folder: Path, name: str, results: Mapping[str, Any], samples: Sequence[str], command: str) -> str:
+    """Writes `report.md` and returns it."""
+    student = results["student"]
+    classes = list(student["iou"])
+    stages = [stage for stage in STAGES if stage in results]
+    per_class = [("IoU", *stages)] + [
+        (c, *("–" if results[s]["iou"][c] is None else f"{100 * results[s]['iou'][c]:.1f}" for s in stages))
+        for c in classes
+    ]
+    lines = [f"# {name}", "", summary(results), "", *(_sentences(results)), ""]
+    lines += [f"mIoU is the mean over the {student['classes_present']} of {len(classes)} classes that the validation"]
+    lines += [f"images ({results['val_images']}) have; FLOPs are for one of them, 2 a multiply-add.", ""]
+    lines += ["## Classes", "", table(per_class), ""]
+    if "onnx" in results:
+        lines += ["## Files", "", *files(results), ""]
+    if "latency" in results:
+        lines += ["## Time and size", "", *latency(results["latency"]), ""]
+    lines += ["## Images", "", LEGEND, "", *(f"![{path}]({path})" for path in samples), ""]
+    lines += ["## Again", "", f"    {command}", ""]
+    text = "\n".join(lines)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _sentences(results: Mapping[str, Any]) -> list[str]:
+    student, teacher = results["student"], results["teacher"]
+    smaller, cheaper = teacher["params"] / student["params"], teacher["flops"] / student["flops"]
+    text = f"The student is {smaller:.1f} × smaller and {cheaper:.1f} × cheaper than its teacher"
+    gap = 100 * (teacher["mean_iou"] - student["mean_iou"])
+    text += f" and {abs(gap):.2f} points of mIoU {'below' if gap > 0 else 'above'} it."
+    if "baseline" in results:
+        gain = 100 * (student["mean_iou"] - results["baseline"]["mean_iou"])
+        text += f" Against the same student on labels alone: {gain:+.2f} points"
+        closed = student["gap_closed"]
+        text += "." if closed is None else f", {100 * closed:.0f} % of the gap to the teacher."
+    lines = [text]
+    if clipped := {name: r["clipped_share"] for name, r in results.items() if name in STAGES and "clipped_share" in r}:
+        shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in clipped.items())
+        lines += ["", f"Steps in which gradients were clipped to `optimizer.max_grad_norm`: {shares}."]
+    return lines
+
+
+def files(results: Mapping[str, Any]) -> list[str]:
+    """What is known of the exported files: a paragraph each."""
+    onnx = results["onnx"]
+    shapes = ", ".join("×".join(map(str, shape)) for shape in onnx["shapes"])
+    lines = [
+        f"`model.onnx`, {onnx['bytes'] / 1e6:.2f} MB, against the network on images of {shapes}: largest difference of "
+        f"a logit {onnx['max_abs_diff']:.1e}, same class on {100 * onnx['argmax_agreement']:.4f} % of "
+        f"{onnx['pixels']:,} pixels (where not, the network's class led by at most {onnx['max_margin']:.1e}), "
+        f"mIoU {100 * onnx['mean_iou']:.2f}."
+    ]
+    if onnx.get("fixed_size"):
+        height, width = onnx["fixed_size"]
+        lines += ["", f"It takes images of {width}×{height} only: the architecture's pooling is made for one size."]
+    if "int8" in results:
+        int8 = results["int8"]
+        left = ", ".join(f"`{name}`" for name in int8["float_layers"])
+        tuned = " Its weights were tuned to be rounded, with the teacher's help." if int8.get("finetuned") else ""
+        lines += [
+            "",
+            f"`model.int8.onnx`, {int8['bytes'] / 1e6:.2f} MB ({int8['bytes'] / int8['float_bytes']:.2f} of it): "
+            f"{int8['layers']} layers compute in 8 bits, {int8['stored_layers']} more have their weights in 8 bits"
+            f"{f'; left in float: {left}' if left else ''}. mIoU {100 * int8['mean_iou']:.2f}, "
+            f"{100 * int8['mean_iou_lost']:+.2f} points lost (allowed: {100 * int8['max_lost']:.2f}); same class on "
+            f"{100 * int8['argmax_agreement']:.2f} % of the pixels. Ranges from {int8['calibration_images']} training "
+            f"images by {int8['method']}, which was chosen on these same validation images.{tuned}",
+        ]
+    if "error" in results.get("fp16", {}):
+        lines += ["", f"No file in half precision: {results['fp16']['error']}"]
+    elif "fp16" in results:
+        fp16 = results["fp16"]
+        lines += [
+            "",
+            f"`model.fp16.onnx`, {fp16['bytes'] / 1e6:.2f} MB, for GPUs: mIoU {100 * fp16['mean_iou']:.2f}, same class "
+            f"on {100 * fp16['argmax_agreement']:.2f} % of the pixels; tried on a CPU.",
+        ]
+    return lines
+
+
+def latency(found: Mapping[str, Any]) -> list[str]:
+    """Milliseconds an image, ratios and sizes, as tables."""
+    threads = sorted({measured["threads"] for measured in found["rows"]})
+    columns = [f"{n} thread{'s' * (n > 1)}" for n in threads]
+    times: dict[tuple[str, str], dict[int, str]] = {}
+    for measured in found["rows"]:
+        by_threads = times.setdefault((measured["name"], measured["engine"]), {})
+        by_threads[measured["threads"]] = f"{measured['milliseconds']:.1f}"
+    height, width = found["size"]
+    lines = [
+        f"Batch 1, {width}×{height}, {found['cpu']}; {found['clock']} time, medians of {found['repeat']} turns:",
+        "",
+        table([("ms an image", "engine", *columns), *((*key, *(by[n] for n in threads)) for key, by in times.items())]),
+        "",
+        table(
+            [
+                ("times faster", *columns),
+                *((name, *(f"{by[str(n)]:.2f}" for n in threads)) for name, by in found["ratios"].items()),
+            ]
+        ),
+        "",
+    ]
+    sizes = [("", "parameters", "GFLOPs", "MB")]
+    for name, size in found["sizes"].items():
+        numbers = ((size.get("params"), 1e6, " M"), (size.get("flops"), 1e9, ""), (size.get("bytes"), 1e6, ""))
+        sizes.append((name, *("" if n is None else f"{n / unit:.2f}{mark}" for n, unit, mark in numbers)))
+    return [*lines, table(sizes)]

@@ -1,0 +1,216 @@
+"""Training states on disk that are either whole and verified, or not there.
+
+A state is written to a temporary folder, synced, listed in a manifest (size and sha256 of each file), renamed into
+place, and only then are older ones removed. Reading verifies the manifest and falls back to the state before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distill.config.schema import Config, flatten
+from distill.errors import ConfigError
+from distill.storage import _settle, digest, json_like, sha256, size_of, sync, write_json, writing
+from distill.training.optimizer_file import read_optimizer
+
+MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
+MAX_MANIFEST_BYTES = 1_000_000
+
+
+@dataclass
+class State:
+    """Everything that decides how a training goes on.
+
+    Randomness is not in it: order, augmentation and dropout are functions of the seed and the step.
+
+    Attributes:
+        step: optimizer steps done.
+        tensors: named groups of tensors (`model`, `ema`, `best`).
+        optimizer: state dict of the optimizer (and of the gradient scaler).
+        best: best validation mIoU so far and its step.
+        clipped: steps whose gradients were clipped.
+        changes: settings that were allowed to change on the way: `{"step": …, "settings": {name: [before, after]}}`.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    optimizer: dict[str, Any]
+    best: dict[str, float] = field(default_factory=dict)
+    clipped: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Checkpoints:
+    """The states of one training.
+
+    Args:
+        folder: holds one folder `checkpoint-<step>` a state.
+        settings: settings that alter the result, flat; a state with others is refused.
+        facts: what may alter the bits but not the result (versions, threads); noted when it differs.
+        limit: how many states are kept.
+        note: called with a line worth telling the user.
+        allowed: settings that may differ all the same.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        limit: int,
+        note: Callable[[str], None] = print,
+        allowed: Collection[str] = (),
+    ):
+        self.folder, self.limit, self.note, self.allowed = folder, limit, note, allowed
+        self.settings, self.facts = json_like(settings), json_like(facts)
+
+    def save(self, state: State) -> None:
+        """Writes a state and removes those beyond the limit; when it raises, the older ones are untouched.
+
+        Raises:
+            OSError: no space, or the folder cannot be written; names it and the bytes needed and free.
+        """
+        final = self.folder / f"checkpoint-{state.step:07d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        for stale in self.folder.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(stale)
+        with writing(final, size_of(state.tensors) + size_of(state.optimizer)):
+            temporary.mkdir(parents=True)
+            for name, tensors in state.tensors.items():
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors"
+                )
+            torch.save(state.optimizer, temporary / "optimizer.pt")
+            files = {path.name: digest(path) for path in sorted(temporary.iterdir())}
+            counts = {"step": state.step, "best": state.best, "clipped": state.clipped}
+            manifest = counts | {"changes": state.changes, "facts": self.facts}
+            write_json(temporary / MANIFEST, manifest | {"settings": self.settings, "files": files})
+            (temporary / CHECKSUM).write_text(f"{sha256(temporary / MANIFEST)}  {MANIFEST}\n")
+            _settle(temporary)
+            if final.exists():
+                shutil.rmtree(final)  # only met when it was refused: a state that verifies is gone on from
+            temporary.rename(final)
+            sync(self.folder)
+        # A state with more steps is one that was refused; it must not count as one of those to keep.
+        there = self.list()
+        kept = there[: there.index(final) + 1][-self.limit :]
+        for old in there:
+            if old not in kept:
+                shutil.rmtree(old)
+
+    def load(self, which: str = "latest") -> State | None:
+        """The newest state that verifies, or the one asked for; None if there is none yet.
+
+        Raises:
+            ConfigError: the state asked for does not verify, all of them are bad, or the settings differ.
+        """
+        if which != "latest" and Path(which).parent.resolve() == self.folder.resolve():
+            return self._read(Path(which))
+        refused = []
+        for folder in reversed(self.list()):
+            try:
+                return self._read(folder)
+            except BadCheckpoint as error:
+                refused.append(str(error))
+                self.note(f"refused {error}; trying the one before")
+        if refused:
+            raise ConfigError(f"{self.folder}: no checkpoint verifies ({refused[0]}); remove the folder to start again")
+        return None
+
+    def list(self) -> list[Path]:
+        """Folders of the states, oldest first."""
+        found = [p for p in self.folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+        return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+    def _read(self, folder: Path) -> State:
+        try:
+            if strange := [path for path in folder.iterdir() if path.is_symlink() or not path.is_file()]:
+                raise BadCheckpoint(f"{strange[0]}: is not a plain file")
+            if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
+                raise BadCheckpoint(f"{folder / MANIFEST}: has more than {MAX_MANIFEST_BYTES:,} bytes")
+            if (folder / CHECKSUM).read_text() != f"{sha256(folder / MANIFEST)}  {MANIFEST}\n":
+                raise BadCheckpoint(f"{folder / MANIFEST}: differs from its checksum")
+            manifest = json.loads((folder / MANIFEST).read_text())
+            files = manifest["files"]
+            names = {path.name for path in folder.iterdir()} - {MANIFEST, CHECKSUM}
+            if names != set(files):
+                raise BadCheckpoint(f"{folder}: holds {sorted(names)}, its manifest lists {sorted(files)}")
+            for name, digest in files.items():
+                if digest(folder / name) != digest:
+                    raise BadCheckpoint(f"{folder / name}: differs from its manifest")
+            settings, facts = manifest["settings"], manifest["facts"]
+            step, best, changes = manifest["step"], manifest["best"], manifest.get("changes", [])
+            if type(step) is not int or folder.name != f"checkpoint-{step:07d}":
+                raise BadCheckpoint(f"{folder / MANIFEST}: says step {step!r:.30}; the folder's name does not")
+            clipped = int(manifest.get("clipped", 0))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadCheckpoint(f"{folder}: {error}") from error
+        if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
+            changes = [*changes, {"step": step, "settings": allowed}]
+            self.note(f"goes on with changed settings, as allow_change says ({_diff(allowed)})")
+        for key, value in self.facts.items():
+            if facts.get(key) != value:
+                self.note(f"{key} was {facts.get(key)} and is {value}: the result may differ in its last bits")
+        try:
+            tensors = {Path(name).stem: load_file(folder / name) for name in files if name.endswith(".safetensors")}
+            optimizer = read_optimizer(folder / "optimizer.pt")
+        except Exception as error:  # safetensors, zip and pickle each raise their own
+            raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
+        return State(step, tensors, optimizer, best, clipped, changes)
+
+
+class BadCheckpoint(ConfigError):
+    """A state on disk that is not what was written."""
+
+
+def refuse_other_settings(
+    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], allowed: Collection[str] | None = None
+) -> dict[str, list[Any]]:
+    """Compares settings with those that what is in a folder was made with.
+
+    Args:
+        folder: what the message names.
+        there: settings it was made with.
+        here: settings of this run.
+        allowed: names that may differ; None if no difference can be lived with.
+
+    Returns:
+        The differences that are allowed: name → value there and value here.
+
+    Raises:
+        ConfigError: others differ; lists them.
+    """
+    here = json_like(here)
+    # A setting that an older version did not have: its default is what that version did.
+    there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | dict(there)
+    keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))
+    differences = {key: [there.get(key), here.get(key)] for key in keys}
+    changed = {key: values for key, values in differences.items() if key not in (allowed or ())}
+    if changed:
+        fix = "set another --name or remove it" + (", or go on with --allow_change" if allowed is not None else "")
+        raise ConfigError(f"{folder}: was made with other settings ({_diff(changed)}); {fix}")
+    return differences
+
+
+def _diff(differences: Mapping[str, list[Any]], most: int = 5) -> str:
+    told = [f"{key} {there!r} there, {here!r} here" for key, (there, here) in list(differences.items())[:most]]
+    return ", ".join(told) + (f" and {len(differences) - most} more" if len(differences) > most else "")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed had not finished, anywhere in the folder of a run that is locked."""
+    for stale in list(folder.rglob(".*.tmp")):
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""What answers "what does the teacher say of this batch": a frozen network.
+
+It stands outside everything that is trained: `.train()` cannot reach its BatchNorm, DDP does not wrap it, and no
+checkpoint carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from distill.batch import Batch, Outputs
+from distill.errors import ConfigError
+from distill.metrics import Scores
+from distill.models.network import Network
+
+# Skill. On the drawn scenes networks had -0.01 to 0.02 after a step or two, 0.02 to 0.07 after six, 0.04 and more
+# after ten; with their classes in another order -0.01 to 0.04, 0.005 in the middle.
+NEAR_CHANCE = 0.015
+
+
+class Teacher:
+    """A frozen network in eval mode.
+
+    Args:
+        network: the network.
+        features: names of the feature maps that the objective compares.
+        dtype: half precision to run it in, or None.
+    """
+
+    def __init__(self, network: Network, features: Sequence[str] = (), dtype: torch.dtype | None = None):
+        self.network = network.eval().requires_grad_(False)
+        self.features = tuple(features)
+        self.dtype = dtype
+
+    @torch.no_grad()  # not inference_mode: feature terms could not save such tensors for their backward pass
+    def __call__(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for a batch.
+
+        Raises:
+            FloatingPointError: they are not finite; names the images.
+        """
+        with torch.autocast(batch.image.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = self.network(batch.image, self.features)
+        if not outputs.logits.isfinite().all():
+            raise FloatingPointError(f"the teacher's logits are not finite on {', '.join(batch.names)}")
+        return outputs
+
+
+def check_teacher(scores: Scores, source: str) -> None:
+    """Stops before a useless teacher is distilled; with one class in the validation masks nobody can tell.
+
+    Raises:
+        ConfigError: its classes are met hardly better than by chance.
+    """
+    if scores.present > 1 and scores.skill < NEAR_CHANCE:
+        raise ConfigError(
+            f"teacher ({source}): mIoU {scores.mean_iou:.4f} on the validation images is near chance (skill "
+            f"{scores.skill:.4f}; blind guesses of the same classes have 0, a perfect teacher 1). Other class order "
+            f"(data.classes)? Other normalisation (teacher.mean, teacher.std)? Trained too briefly "
+            f"(teacher.max_train_steps)? teacher.allow_near_chance true goes on with it"
+        )
