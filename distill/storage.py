@@ -83,11 +83,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
 
 
-def json_like(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values as they come back from JSON."""
-    return dict(json.loads(json.dumps(dict(value))))
-
-
 def digest(path: Path) -> dict[str, Any]:
     """Size and hash of a file, as a manifest lists them."""
     with path.open("rb") as file:

@@ -31,6 +31,7 @@ import test_exactness
 import test_guards
 import test_hostile
 import test_kills
+import test_mixing
 import test_signals
 from harness import Figure
 
@@ -59,6 +60,11 @@ FIGURES: dict[str, tuple[str, Measure, Measure]] = {
         lambda f: test_corruption.corruptions(480, f),
         lambda f: test_corruption.corruptions(48, f),
     ),
+    "mixing": (
+        "data or teacher changed between stop and resume, and mixed",
+        lambda f: test_mixing.mixings(list(test_mixing.WAYS), f),
+        lambda f: test_mixing.mixings(list(test_mixing.WAYS)[::6], f),
+    ),
     "workers": (
         "numbers of workers that change the bits",
         lambda f: test_exactness.workers((0, 1, 2, 3), (1, 2), f),
@@ -80,7 +86,7 @@ FIGURES: dict[str, tuple[str, Measure, Measure]] = {
         lambda f: test_bad_files.bad_files(list(test_bad_files.BAD)[::6], f),
     ),
     "hostile": (
-        "hostile files that ran code, asked the network or ate memory",
+        "hostile files that ran code, asked the network, hung or ate memory",
         lambda f: test_hostile.hostile(list(test_hostile.HOSTILE), f),
         lambda f: test_hostile.hostile(list(test_hostile.HOSTILE)[::6], f),
     ),
