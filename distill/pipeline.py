@@ -28,7 +28,13 @@ from distill.data.class_weights import class_weights
 from distill.errors import ConfigError, ExportError, Stopped
 from distill.models.network import Network
 from distill.models.smp_files import FILES
-from distill.provenance import (
+from distill.reporting.results import collect, finish
+from distill.storage import lock, publish, sha256, size_of, write_json, write_text
+from distill.training.checkpoint import Checkpoints, remove_leftovers
+from distill.training.context import Run
+from distill.training.distributed import from_main, on_all, on_main, start, stop_on_signal
+from distill.training.objective import build_objective
+from distill.training.provenance import (
     RECORD,
     compare_folder,
     network_files,
@@ -37,12 +43,6 @@ from distill.provenance import (
     stage_settings,
     teacher_folder,
 )
-from distill.reporting.results import collect, finish
-from distill.storage import lock, publish, sha256, size_of, write_json, write_text
-from distill.training.checkpoint import Checkpoints, remove_leftovers
-from distill.training.context import Run
-from distill.training.distributed import from_main, on_all, on_main, start, stop_on_signal
-from distill.training.objective import build_objective
 from distill.training.rank_failures import lost_are_named
 from distill.training.teacher import Teacher, check_teacher
 from distill.training.trainer import train

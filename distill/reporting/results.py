@@ -11,11 +11,11 @@ from PIL import Image
 from distill import models
 from distill.evaluation.scores import Evaluation
 from distill.models.network import Network
-from distill.provenance import RECORD
 from distill.reporting.model_card import push, write_card
 from distill.reporting.report import strip, summary, write_report
 from distill.storage import write_json
 from distill.training.context import Run
+from distill.training.provenance import RECORD
 from distill.training.tracking import Tracker
 
 

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.errors import ConfigError
-from distill.provenance import describe, json_like, not_compared, refuse_other_settings
 from distill.storage import _settle, digest, sha256, size_of, sync, write_json, writing
 from distill.training.optimizer_file import read_optimizer
+from distill.training.provenance import describe, json_like, not_compared, refuse_other_settings
 
 MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
 MAX_MANIFEST_BYTES = 1_000_000
@@ -173,8 +173,8 @@ class Checkpoints:
             names = {path.name for path in folder.iterdir()} - {MANIFEST, CHECKSUM}
             if names != set(files):
                 raise BadCheckpoint(f"{folder}: holds {sorted(names)}, its manifest lists {sorted(files)}")
-            for name, digest in files.items():
-                if digest(folder / name) != digest:
+            for name, listed in files.items():
+                if digest(folder / name) != listed:
                     raise BadCheckpoint(f"{folder / name}: differs from its manifest")
             if type(step) is not int or folder.name != f"checkpoint-{step:07d}":
                 raise BadCheckpoint(f"{folder / MANIFEST}: says step {step!r:.30}; the folder's name does not")

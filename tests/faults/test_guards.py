@@ -30,7 +30,7 @@ SAME_BITS = f"{TRAIN} -k same_bits"
 EXACT = f"{FAULTS}test_exactness.py -k micro_batches"
 GUARDS = [
     Guard(
-        "sha256 of each file", "training/checkpoint.py", "if digest(folder / name) != digest:", "if False:", CHECKPOINT
+        "sha256 of each file", "training/checkpoint.py", "if digest(folder / name) != listed:", "if False:", CHECKPOINT
     ),
     Guard(
         "checksum of the manifest",
