@@ -140,7 +140,7 @@ def test_other_threads_are_noted(tmp_path):
     assert "threads was 1 and is 4" in notes[0]
 
 
-@pytest.mark.parametrize("where", ["save_file", "write_json", "_sync"])
+@pytest.mark.parametrize("where", ["save_file", "write_json", "sync"])
 def test_a_save_that_breaks_leaves_the_older_ones(tmp_path, monkeypatch, where):
     import distill.training.checkpoint
 

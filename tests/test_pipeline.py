@@ -229,7 +229,7 @@ def test_settings_that_find_no_space_leave_the_old_ones_and_the_next_start_works
         if old:
             (folder / "config.yaml").write_text(old)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "_sync", full)
+            patch.setattr(checkpoint, "sync", full)
             assert main(tiny_config(folder, **settings)) == 1
         message = capsys.readouterr().err.strip()
         assert re.search(r"config\.yaml: could not be written \(No space left on device\); it needs", message)

@@ -55,7 +55,7 @@ GUARDS = [
         CHECKPOINT,
     ),
     Guard("all bad is an error", "training/checkpoint.py", "if refused:", "if False:", CHECKPOINT),
-    Guard("other settings are refused", "provenance.py", "if changed:", "if False:", CHECKPOINT),
+    Guard("other settings are refused", "training/provenance.py", "if changed:", "if False:", CHECKPOINT),
     Guard("space is asked for", "storage.py", "if free < needed_bytes:", "if False:", f"{CHECKPOINT} -k space"),
     Guard("an allowed change counts", "training/state.py", "group.update(settings)", "pass", f"{TRAIN} -k reaches"),
     Guard(
