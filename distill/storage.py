@@ -32,7 +32,7 @@ def publish(folder: Path, write: Callable[[Path], None], needed_bytes: int) -> N
     with writing(folder, needed_bytes):
         temporary.mkdir(parents=True)
         write(temporary)
-        _settle(temporary)
+        sync_folder(temporary)
         temporary.rename(folder)
         sync(folder.parent)
 
@@ -94,7 +94,7 @@ def sha256(path: Path) -> str:
     return str(digest(path)["sha256"])
 
 
-def _settle(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Syncs the files of a folder, once they have the mode that the umask leaves; safetensors gives its own 0600."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.iterdir():

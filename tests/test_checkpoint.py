@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 
+import distill.storage
+import distill.training.checkpoint
 from distill.errors import ConfigError
 from distill.storage import publish, sha256, size_of, write_json
 from distill.training.checkpoint import CHECKSUM, MANIFEST, Checkpoints, State, refuse_other_settings
@@ -142,14 +144,13 @@ def test_other_threads_are_noted(tmp_path):
 
 @pytest.mark.parametrize("where", ["save_file", "write_json", "sync"])
 def test_a_save_that_breaks_leaves_the_older_ones(tmp_path, monkeypatch, where):
-    import distill.training.checkpoint
 
     checkpoints(tmp_path, limit=1).save(state(1))
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(distill.training.checkpoint, where, full)
+    monkeypatch.setattr(distill.storage if where == "sync" else distill.training.checkpoint, where, full)
     with pytest.raises(OSError, match=r"checkpoint-0000002.*No space left.*bytes"):
         checkpoints(tmp_path, limit=1).save(state(2))
     monkeypatch.undo()

@@ -11,13 +11,14 @@ import torch
 from conftest import ROOT, TINY, flags, start_script, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from distill import storage
 from distill.batch import UNLABELLED
 from distill.config.parse import parse
 from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.metrics import Scores
 from distill.pipeline import distil, main
-from distill.training import checkpoint, teacher, trainer
+from distill.training import teacher, trainer
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_settings_that_find_no_space_leave_the_old_ones_and_the_next_start_works
         if old:
             (folder / "config.yaml").write_text(old)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "sync", full)
+            patch.setattr(storage, "sync", full)
             assert main(tiny_config(folder, **settings)) == 1
         message = capsys.readouterr().err.strip()
         assert re.search(r"config\.yaml: could not be written \(No space left on device\); it needs", message)

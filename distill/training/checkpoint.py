@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.errors import ConfigError
-from distill.storage import _settle, digest, sha256, size_of, sync, write_json, writing
+from distill.storage import digest, sha256, size_of, sync, sync_folder, write_json, writing
 from distill.training.optimizer_file import read_optimizer
 from distill.training.provenance import describe, json_like, not_compared, refuse_other_settings
 
@@ -97,7 +97,7 @@ class Checkpoints:
             manifest = counts | {"changes": state.changes, "facts": self.facts}
             write_json(temporary / MANIFEST, manifest | {"settings": self.settings, "files": files})
             (temporary / CHECKSUM).write_text(f"{sha256(temporary / MANIFEST)}  {MANIFEST}\n")
-            _settle(temporary)
+            sync_folder(temporary)
             if final.exists():
                 shutil.rmtree(final)  # only met when it was refused: a state that verifies is gone on from
             temporary.rename(final)
