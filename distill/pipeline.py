@@ -30,6 +30,7 @@ from distill.models.network import Network
 from distill.models.smp_files import FILES
 from distill.reporting.results import collect, finish
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
+from distill.text import say
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, start, stop_on_signal
@@ -59,14 +60,12 @@ def main(config: Config, action: Callable[[Config], Any] | None = None) -> int:
     except (ConfigError, ExportError, FloatingPointError, OSError) as error:
         # What a worker raised comes with its traceback; the last line is ours.
         text = str(error).strip()
-        print(
-            "distill: error:",
-            text.splitlines()[-1].split("Error: ")[-1] if "Traceback" in text else text,
-            file=sys.stderr,
-        )
+        if "Traceback" in text:
+            text = text.splitlines()[-1].split("Error: ")[-1]
+        say(f"distill: error: {text}", sys.stderr)
         return 1
     except Stopped as stopped:
-        print(f"distill: {stopped}", file=sys.stderr)
+        say(f"distill: {stopped}", sys.stderr)
         return EXIT_STOPPED
     return 0
 
