@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Bottom to top; parts of one row do not import each other.
 ORDER = (
-    {"errors", "batch", "visualize"},
+    {"errors", "batch", "text"},
+    {"visualize"},
     {"storage", "metrics", "config"},
     {"losses", "models"},
     {"data"},
