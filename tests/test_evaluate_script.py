@@ -15,7 +15,7 @@ from distill import models
 from distill.config.schema import NetworkConfig
 from distill.data import Dataset
 from distill.deployment.latency import latencies, sizes
-from distill.deployment.runtime import OnnxModel
+from distill.deployment.runtime import OnnxModel, open_model
 from distill.errors import ConfigError
 from distill.evaluation import detailed
 from distill.metrics import BoundaryIoU, Calibration
@@ -209,6 +209,12 @@ def test_flags_win_over_a_runs_own_settings(tmp_path, labelled, capsys):
     call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
     assert detailed.main(call) == 0
     assert f"on folders, {labelled}: val, 2 images" in capsys.readouterr().out
+
+
+def test_what_stands_there_instead_of_a_network_is_said(tmp_path, model):
+    for path, words in ((tmp_path, "holds no config.json"), (tmp_path / "nowhere", "is not there")):
+        with pytest.raises(ConfigError, match=rf"{path}: expected an ONNX file, .*{words}$"):
+            open_model(path)
 
 
 def odd_mask(path, operator, shape=None, **attributes):

@@ -306,6 +306,34 @@ GUARDS = [
         "if False:",
         "tests/test_pipeline.py -k chance",
     ),
+    Guard(
+        "layers beyond the weights",
+        "models/network.py",
+        "if next(layers) > 0:",
+        "if False:",
+        "tests/test_models.py -k layers",
+    ),
+    Guard(
+        "a teacher's other files",
+        "models/smp_files.py",
+        "if name in config:",
+        "if False:",
+        "tests/test_models.py -k elsewhere",
+    ),
+    Guard(
+        "numbers from each image",
+        "models/smp_files.py",
+        'transform.get("normalization", "standard")) != "standard":',
+        'transform.get("normalization", "standard")) is None:',
+        "tests/test_models.py -k refused_by_name",
+    ),
+    Guard(
+        "no evaluation is overwritten",
+        "evaluation/detailed.py",
+        'if (wanted / "evaluation.json").exists():',
+        "if False:",
+        "tests/test_evaluate_script.py -k overwritten",
+    ),
 ]
 
 
