@@ -20,9 +20,9 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from distill.config.help import help_text
 from distill.config.schema import Config, flatten
 from distill.config.terms import Schedule
-from distill.config_help import help_text
 from distill.errors import ConfigError
 from distill.text import printable, say
 
