@@ -25,6 +25,7 @@ if __name__ == "__main__":
     root = Path(__file__).resolve().parents[1]
     sys.path[0:1] = [str(root), str(root / "tests"), str(root / "tests" / "faults")]
 
+import alignment
 import test_bad_files
 import test_corruption
 import test_exactness
@@ -95,6 +96,11 @@ FIGURES: dict[str, tuple[str, Measure, Measure]] = {
         "val sizes 1…40 × 1, 2, 3 processes × batch 1, 4: confusion matrix exact",
         lambda f: test_exactness.matrices(range(1, 41), (1, 2, 3), (1, 4), f),
         lambda f: test_exactness.matrices((1, 2, 3, 40), (1, 2, 3), (1, 4), f),
+    ),
+    "alignment": (
+        "masks beside their images after any geometric transform, on average",
+        lambda f: alignment.alignment(60, f),
+        lambda f: alignment.alignment(6, f),
     ),
     "bad-files": (
         "bad files named with a fix, none trained on",
