@@ -61,6 +61,23 @@ class Outputs:
     align_corners: bool = True
     features: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, logits: Tensor, size: tuple[int, int] | None = None, align_corners: bool = False) -> Outputs:
+        """The outputs of any network.
+
+        Args:
+            logits: `[N, C, h, w]`, before softmax; at any stride.
+            size: height and width of the images, which the logits cover; if not given, the logits are that large.
+            align_corners: how the network upsamples its logits, as in `torch.nn.functional.interpolate`.
+
+        Raises:
+            ValueError: logits of another shape.
+        """
+        if logits.ndim != 4:
+            raise ValueError(f"logits of shape {list(logits.shape)}: must be [N, C, h, w]")
+        height, width = size or logits.shape[-2:]
+        return cls(logits, (height, width), (height, width), align_corners)
+
     def upsampled(self) -> Tensor:
         """Float32 (or float64) logits `[N, C, H, W]` at the images' size."""
         return upsample(self.logits, self.size, self.padded_size, self.align_corners)
@@ -79,16 +96,16 @@ def upsample(logits: Tensor, size: tuple[int, int], padded_size: tuple[int, int]
 class Target:
     """The labels of a micro-batch and the pixel counts of the whole optimizer step it belongs to.
 
-    A term that is a mean over pixels divides its local sum by one of the two counts. They are the pixels of all
-    micro-batches and all processes of the step, divided by the number of processes: since DDP averages gradients
-    over processes, the result is exactly the mean over all pixels, however unevenly void is spread.
+    A loss that is a mean over pixels has `mean_over_pixels` divide its local sum by one of the two counts. They are the
+    pixels of all micro-batches and all processes of the step, divided by the number of processes: since DDP averages
+    gradients over processes, the result is exactly the mean over all pixels, however unevenly void is spread.
 
     Attributes:
         mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELLED`.
         labelled_count: pixels with a class id, at least 1.
         valid_count: pixels that are not void, at least 1.
-        micro_batches: micro-batches in the step; terms that relate pixels to each other and so cannot be split
-            (they say so) divide by it.
+        micro_batches: micro-batches in the step; losses that relate pixels to each other and so cannot be split
+            (they say so) are averaged over them by `mean_over_micro_batches`.
     """
 
     mask: Tensor
@@ -98,9 +115,32 @@ class Target:
 
     @classmethod
     def of(cls, mask: Tensor) -> Target:
-        """A target whose step is this one batch on one process."""
+        """A target whose step is this one batch on one process.
+
+        Raises:
+            ValueError: a mask of another type, whose void would be taken for labels.
+        """
+        if mask.dtype != torch.uint8:
+            fix = f"must be uint8, with {VOID} for void and {UNLABELLED} for pixels without a label"
+            raise ValueError(f"mask of {mask.dtype}: {fix}")
         labelled, valid = count_pixels(mask)
         return cls(mask, labelled.clamp(min=1), valid.clamp(min=1))
+
+    def mean_over_pixels(self, total: Tensor, labelled: bool = False) -> Tensor:
+        """The mean over the step's pixels.
+
+        Args:
+            total: the sum over this micro-batch's pixels that are not void.
+            labelled: the sum is over the pixels with a class instead, and so is the mean.
+
+        Returns:
+            This micro-batch's share of the mean: the shares of a step add up to it.
+        """
+        return total / (self.labelled_count if labelled else self.valid_count)
+
+    def mean_over_micro_batches(self, value: Tensor) -> Tensor:
+        """The share of a mean over the step's micro-batches that this one's value has."""
+        return value / self.micro_batches
 
     @property
     def labelled(self) -> Tensor:

@@ -39,6 +39,7 @@ from distill.errors import ExportError
 from distill.losses import TERMS
 from distill.losses.chunked import fused
 from distill.losses.pixel import KD
+from distill.losses.settings import KDConfig
 from distill.losses.supervised import CrossEntropy
 from distill.reporting import report
 from distill.storage import write_json
@@ -102,7 +103,7 @@ def compare(shape: tuple[int, int, int, int], stride: int, args: argparse.Namesp
     logits, theirs = (3 * torch.randn(n, classes, height // stride, width // stride, device=device) for _ in range(2))
     mask = torch.randint(0, classes, (n, height, width), device=device).byte()
     mask[:, : height // 10] = VOID
-    target, terms = Target.of(mask), (CrossEntropy(), KD(temperature=args.temperature))
+    target, terms = Target.of(mask), (CrossEntropy(), KD(KDConfig(temperature=args.temperature)))
 
     inputs = {d: (logits.to(d, copy=True).requires_grad_(), theirs.to(d)) for d in (torch.float32, torch.float64)}
 

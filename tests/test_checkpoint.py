@@ -112,6 +112,12 @@ def test_a_setting_that_an_older_version_did_not_have_was_at_its_default(tmp_pat
         refuse_other_settings(tmp_path, {"seed": 1}, {"seed": 1, "data.unlabelled_share": 0.25})
 
 
+def test_a_setting_that_is_gone_had_the_value_that_means_what_is_done_now(tmp_path):
+    assert refuse_other_settings(tmp_path, {"seed": 1, "kd.reduction": "mean"}, {"seed": 1}) == {}
+    with pytest.raises(ConfigError, match=r"kd.reduction 'mmrazor' there, None here"):
+        refuse_other_settings(tmp_path, {"seed": 1, "kd.reduction": "mmrazor"}, {"seed": 1})
+
+
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     checkpoints(tmp_path).save(state(1))
     with pytest.raises(ConfigError, match=r"kd\.weight 1\.0 there, 2\.0 here"):

@@ -1,13 +1,43 @@
+import math
+import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from distill.config.parse import parse
-from distill.config.schema import HARMLESS, Config, dump, flatten
+from distill.config.schema import (
+    HARMLESS,
+    Config,
+    DataConfig,
+    ExportConfig,
+    OptimizerConfig,
+    StudentConfig,
+    TeacherConfig,
+    dump,
+    flatten,
+)
 from distill.data import build_transform
-from distill.losses import TERMS
+from distill.losses import (
+    TERMS,
+    ATConfig,
+    CIRKDConfig,
+    CrossEntropyConfig,
+    CWDConfig,
+    DiceConfig,
+    DISTConfig,
+    DKDConfig,
+    FocalConfig,
+    HintConfig,
+    JaccardConfig,
+    KDConfig,
+    MGDConfig,
+    OHEMConfig,
+    SKDConfig,
+)
+from distill.losses.sections import TermsConfig
 from distill.pipeline import try_build
 from distill.sweep import command_line
 
@@ -158,11 +188,82 @@ def test_harmless_settings_exist():
     assert set(HARMLESS) <= set(flatten(Config()))
 
 
-def test_every_term_has_a_section_with_its_settings():
-    for name, term in TERMS.items():
-        section = getattr(Config(), name)
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in (term.__init__.__kwdefaults__ or {}).items()}
-        assert vars(section) == {"weight": section.weight} | settings, name
+def test_every_loss_has_a_section_of_its_settings():
+    sections = {f.name: f.default_factory for f in fields(TermsConfig) if f.name != "schedules"}
+    assert sections == {name: loss.Config for name, loss in TERMS.items()}
+
+
+STEPS = "eval_steps checkpointing_steps checkpoints_total_limit logging_steps timeout_seconds"
+BATCHES = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_processes num_threads"
+SAMPLES = "max_train_samples max_eval_samples max_pixels synthetic_train synthetic_val"
+SIZES = "image_size crop_size synthetic_size"
+OUT_OF_RANGE = [  # settings, fields, a value that they refuse, the fix
+    *((loss.Config, "weight", -1, "must not be negative") for loss in TERMS.values()),
+    (CrossEntropyConfig, "label_smoothing", 2, "must be between 0 and 1"),
+    (CrossEntropyConfig, "class_weights", [1, -1], "must not be negative"),
+    (CrossEntropyConfig, "class_weights", [1, math.nan], "is not finite"),
+    (CrossEntropyConfig, "class_weights", "sqrt", "must be one of log, median"),
+    (OHEMConfig, "threshold min_kept", 1.5, "must be between 0 and 1"),
+    (DiceConfig, "smooth", -1, "must not be negative"),
+    (JaccardConfig, "smooth", -1, "must not be negative"),
+    (FocalConfig, "gamma", -1, "must not be negative"),
+    (FocalConfig, "class_weights", [1, -1], "must not be negative"),
+    (KDConfig, "temperature", 0, "must be above 0"),
+    (KDConfig, "beta", 1, "must be between 0 and 1; use forward_kl or reverse_kl for the ends"),
+    (KDConfig, "confidence_threshold", 2, "must be between 0 and 1"),
+    (KDConfig, "divergence", "kl", "must be one of forward_kl, reverse_kl, "),
+    (DKDConfig, "temperature", 0, "must be above 0"),
+    (CWDConfig, "temperature", 0, "must be above 0"),
+    (DISTConfig, "temperature", 0, "must be above 0"),
+    (SKDConfig, "side", 0, "must be above 0"),
+    (CIRKDConfig, "temperature side pixel_slots region_slots pixels_per_image", 0, "must be above 0"),
+    (CIRKDConfig, "pixel_memory region_memory", -1, "must not be negative"),
+    (CIRKDConfig, "layers", ["decoder", "encoder.3"], "must name one layer"),
+    (HintConfig, "layers", [], "must be a list of at least one name"),
+    (HintConfig, "layers", "decoder", "must be a list of at least one name"),
+    (ATConfig, "power", 0.5, "must be at least 1"),
+    (MGDConfig, "mask_ratio", 1.5, "must be between 0 and 1"),
+    (DataConfig, SIZES, [0, 64], "must be above 0"),
+    (DataConfig, SIZES, [64], "must be [height, width]"),
+    (DataConfig, SAMPLES, 0, "must be above 0"),
+    (DataConfig, "ignore_index num_workers", -1, "must not be negative"),
+    (DataConfig, "max_void_share", 1.5, "must be between 0 and 1"),
+    (DataConfig, "unlabelled_share", 1, "must be above 0 and below 1"),
+    (DataConfig, "format", "kamvid", "must be one of synthetic, camvid, folders"),
+    (TeacherConfig, "max_train_steps learning_rate", 0, "must be above 0"),
+    (StudentConfig, "max_train_steps learning_rate", 0, "must be above 0"),
+    (StudentConfig, "std", [1, 0, 1], "must be above 0"),
+    (StudentConfig, "mean std", [1, 1], "must hold three numbers"),
+    (OptimizerConfig, "weight_decay warmup_steps power max_grad_norm ema_decay", -1, "must not be negative"),
+    (OptimizerConfig, "ema_decay", 1, "must be below 1"),
+    (ExportConfig, "int8_calibration_images", 0, "must be above 0"),
+    (ExportConfig, "int8_max_lost int8_finetune_steps", -1, "must not be negative"),
+    (ExportConfig, "int8_max_lost", 1, "must be below 1"),
+    (Config, f"{STEPS} {BATCHES}", 0, "must be above 0"),
+    (Config, "seed num_sample_images", -1, "must not be negative"),
+    (Config, "mixed_precision", "fp8", "must be one of no, bf16, fp16"),
+    (Config, "name", "..", "becomes a folder"),
+]
+
+
+@pytest.mark.parametrize(("kind", "names", "value", "fix"), OUT_OF_RANGE)
+def test_settings_check_themselves(kind, names, value, fix):
+    for name in names.split():
+        with pytest.raises(ValueError, match=re.escape(f"{name}: {value!r} {fix}")):
+            kind(**{name: value})
+        with pytest.raises(ValueError, match=re.escape(f"{name}: {value!r} {fix}")):
+            replace(kind(), **{name: value})
+
+
+def test_a_repository_is_needed_to_push_to():
+    with pytest.raises(ValueError, match=r"^hub_model_id: None .* push_to_hub; set its name, such as user/name"):
+        Config(push_to_hub=True)
+
+
+@pytest.mark.parametrize("flag", ["--kd.beta=1.0", "--data.max_pixels=0", "--teacher.max_train_steps=-1", "--seed=-1"])
+def test_what_settings_refuse_is_named_with_its_section(capsys, flag):
+    name, _, value = flag[2:].partition("=")
+    assert refused(capsys, flag).startswith(f"distill: error: {name}: {value} must ")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
@@ -171,7 +272,7 @@ def test_configs_parse_and_build(path):
     assert f"--config configs/{path.name}" in path.read_text(), "opens with its command"
     build_transform(config.data)
     if isinstance(config.cross_entropy.class_weights, str):  # these come from the data
-        config.cross_entropy.class_weights = [1.0, 1.0]
+        config.cross_entropy = replace(config.cross_entropy, class_weights=[1.0, 1.0])
     try_build(config, ["a", "b"])
 
 

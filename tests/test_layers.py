@@ -9,8 +9,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     {"errors", "batch", "text"},
     {"visualize"},
-    {"storage", "metrics", "config"},
-    {"losses", "models"},
+    {"storage", "metrics", "losses"},
+    {"config"},
+    {"models"},
     {"data"},
     {"deployment"},
     {"evaluation"},

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from losses_reference import relative
 
 from distill.batch import UNLABELLED, VOID, Outputs, Target
-from distill.config.terms import Schedule
 from distill.losses import TERMS
 from distill.losses.chunk_ops import by_hand, is_by_hand
 from distill.losses.chunked import fused
 from distill.losses.pixel import DKD, KD
+from distill.losses.sections import Schedule
+from distill.losses.settings import CrossEntropyConfig, DKDConfig, KDConfig
 from distill.losses.supervised import CrossEntropy, Focal
 from distill.training.objective import Objective
 
@@ -63,7 +64,7 @@ def test_fused_is_the_usual_computation(stride, teacher_stride, align_corners, s
     x, student, teacher, mask = networks(stride=stride, teacher_stride=teacher_stride, align_corners=align_corners)
     expected, ce, kd = plain(0.7, 3.0, student, teacher, mask, 2.0)
     (slope,) = torch.autograd.grad(expected, x)
-    terms, weights, target = [CrossEntropy(), KD(temperature=2.0)], [0.7, 3.0], Target.of(mask)
+    terms, weights, target = [CrossEntropy(), KD(KDConfig(temperature=2.0))], [0.7, 3.0], Target.of(mask)
     for norms in (False, True):
         result = fused(terms, weights, student, teacher, target, strip_logits=strip_logits, norms=norms)
         (ours,) = torch.autograd.grad(result.total, x)
@@ -86,11 +87,11 @@ def test_fused_is_the_usual_computation(stride, teacher_stride, align_corners, s
 def test_fused_is_what_the_terms_say(seed, stride, size, strip, align_corners):
     x, student, teacher, mask = networks(seed, stride=stride, teacher_stride=4, size=size, align_corners=align_corners)
     terms = [
-        CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1),
+        CrossEntropy(CrossEntropyConfig(class_weights=WEIGHTS, label_smoothing=0.1)),
         Focal(),
-        KD(divergence="jensen_shannon", temperature=3.0, confidence="entropy", reduction="mmrazor"),
-        KD(standardize=True, confidence="max_probability", confidence_threshold=0.6, reduction="zh320"),
-        DKD(beta=2.0),
+        KD(KDConfig(divergence="jensen_shannon", temperature=3.0, confidence="entropy")),
+        KD(KDConfig(standardize=True, confidence="max_probability", confidence_threshold=0.6)),
+        DKD(DKDConfig(beta=2.0)),
     ]
     weights = [1.0, 0.5, 2.0, 0.1, 0.3]
     target = Target.of(mask)
@@ -107,7 +108,10 @@ def test_fused_is_what_the_terms_say(seed, stride, size, strip, align_corners):
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
 def test_the_pair_by_hand_is_what_the_terms_say(temperature, class_weights):
     x, student, teacher, mask = networks(8)
-    terms = [CrossEntropy(class_weights=class_weights), KD(temperature=temperature, reduction="mmrazor")]
+    terms = [
+        CrossEntropy(CrossEntropyConfig(class_weights=class_weights)),
+        KD(KDConfig(temperature=temperature)),
+    ]
     values = [term(student, teacher, Target.of(mask)) for term in terms]
     (slope,) = torch.autograd.grad(0.5 * values[0] + 0.1 * values[1], x)
     result = fused(terms, [0.5, 0.1], student, teacher, Target.of(mask))
@@ -128,10 +132,10 @@ def test_the_pair_by_hand_is_accurate_in_float32(seed, temperature, exponent):
         assert (ours.double() - exact).norm() <= 1e-3 * exact.norm() + 1e-6
 
 
-@pytest.mark.parametrize("kd", [KD(temperature=2.0), KD(divergence="jeffreys")])
+@pytest.mark.parametrize("kd", [KD(KDConfig(temperature=2.0)), KD(KDConfig(divergence="jeffreys"))])
 def test_asking_for_norms_changes_no_bit(kd):
     x, student, teacher, mask = networks(10, dtype=torch.float32)
-    terms, weights, target = [CrossEntropy(class_weights=WEIGHTS), kd], [0.7, 3.0], Target.of(mask)
+    terms, weights, target = [CrossEntropy(CrossEntropyConfig(class_weights=WEIGHTS)), kd], [0.7, 3.0], Target.of(mask)
     without, with_norms = (fused(terms, weights, student, teacher, target, norms=norms) for norms in (False, True))
     assert torch.equal(without.total, with_norms.total)
     assert torch.equal(torch.stack(without.values), torch.stack(with_norms.values))
@@ -140,14 +144,14 @@ def test_asking_for_norms_changes_no_bit(kd):
 
 
 def test_only_the_plain_pair_goes_by_hand():
-    assert is_by_hand([CrossEntropy(class_weights=WEIGHTS), KD(temperature=3.0)])
+    assert is_by_hand([CrossEntropy(CrossEntropyConfig(class_weights=WEIGHTS)), KD(KDConfig(temperature=3.0))])
     for other in (
         [KD(), CrossEntropy()],
-        [CrossEntropy(label_smoothing=0.1), KD()],
+        [CrossEntropy(CrossEntropyConfig(label_smoothing=0.1)), KD()],
         [Focal(), KD()],
-        [CrossEntropy(), KD(divergence="reverse_kl")],
-        [CrossEntropy(), KD(standardize=True)],
-        [CrossEntropy(), KD(confidence="entropy")],
+        [CrossEntropy(), KD(KDConfig(divergence="reverse_kl"))],
+        [CrossEntropy(), KD(KDConfig(standardize=True))],
+        [CrossEntropy(), KD(KDConfig(confidence="entropy"))],
     ):
         assert not is_by_hand(other)
 
@@ -180,7 +184,7 @@ def test_matrix_products_are_not_rounded():
 
 def test_half_precision_and_autocast():
     x, student, teacher, mask = networks(3, dtype=torch.bfloat16)
-    terms, weights = [CrossEntropy(), KD(temperature=20.0)], [1.0, 1.0]
+    terms, weights = [CrossEntropy(), KD(KDConfig(temperature=20.0))], [1.0, 1.0]
     with torch.autocast("cpu", torch.bfloat16):
         result = fused(terms, weights, student, teacher, Target.of(mask))
     exact = [Outputs(o.logits.detach().double(), o.size, o.padded_size) for o in (student, teacher)]
@@ -217,8 +221,8 @@ def test_nothing_to_learn_and_no_teacher():
     assert float(alone.total.detach()) == pytest.approx(float(CrossEntropy()(student, None, Target.of(mask)).detach()))
     with pytest.raises(ValueError, match="pass its outputs"):
         fused([KD()], [1.0], student, None, Target.of(mask))
-    with pytest.raises(ValueError, match=r"KD\(stride='native'\)"):
-        fused([KD(stride="native")], [1.0], student, teacher, Target.of(mask))
+    with pytest.raises(ValueError, match=r"KD with stride='native'"):
+        fused([KD(KDConfig(stride="native"))], [1.0], student, teacher, Target.of(mask))
 
 
 def test_steps_may_be_split():
@@ -240,7 +244,7 @@ def test_compiled_is_the_same(tmp_path, kd):
     objectives = []
     for compiled in (False, True):
         config = tiny_config(tmp_path, compile_loss=compiled, **kd)
-        terms = {"cross_entropy": CrossEntropy(), "kd": KD(divergence=config.kd.divergence)}
+        terms = {"cross_entropy": CrossEntropy(), "kd": KD(KDConfig(divergence=config.kd.divergence))}
         warmer = {"kd.temperature": Schedule("linear", end=4.0)}
         objectives.append(Objective(terms, {"cross_entropy": 1.0, "kd": 2.0}, warmer, config.compile_loss))
     x, student, teacher, mask = networks(dtype=torch.float32)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from losses_reference import change, channels_of, gradients_of, leaves, relative, scene, select, shares
 from torch import nn
 
+from distill import losses
 from distill.batch import UNLABELLED, VOID, Outputs, Target
-from distill.losses import TERMS
-from distill.losses.pixel import KD
+from distill.losses import KD, TERMS, DKDConfig, KDConfig
 
 LABELS = ("cross_entropy", "ohem", "dice", "jaccard", "lovasz", "focal")
 ON_LOGITS = (*LABELS, "kd", "dkd", "dist", "cwd")
@@ -43,7 +48,7 @@ def make(name: str, student: Outputs, teacher: Outputs, classes: int = 4) -> nn.
     base, options = VARIANTS.get(name, (name, SETTINGS.get(name, {})))
     options = {k: v[:classes] if k == "class_weights" else v for k, v in options.items()}
     torch.manual_seed(0)
-    term = TERMS[base](**options)
+    term = TERMS[base](TERMS[base].Config(**options))
     term.build(channels_of(student), channels_of(teacher))
     return term.double()
 
@@ -304,7 +309,7 @@ def test_relational_terms_average_over_micro_batches(name):
     split = [Target(mask[part], step.labelled_count, step.valid_count, 2) for part in parts]
     values = [run(term, select(student, p), select(teacher, p), t)[0] for p, t in zip(parts, split, strict=True)]
     if name == "dist":  # its relation between classes is a mean over pixels
-        term.beta = 0.0
+        term.config = replace(term.config, beta=0.0)
         values = [run(term, select(student, p), select(teacher, p), t)[0] for p, t in zip(parts, split, strict=True)]
     expected = [run(term, select(student, p), select(teacher, p), t)[0] for p, t in zip(parts, alone, strict=True)]
     assert float(sum(values)) == pytest.approx(float(sum(expected)) / 2, rel=1e-12)
@@ -312,9 +317,9 @@ def test_relational_terms_average_over_micro_batches(name):
 
 def test_settings_may_change_between_steps():
     student, teacher, mask = scene(14)
-    term = KD(temperature=1.0)
-    term.temperature = 5.0
-    expected = KD(temperature=5.0)(student, teacher, Target.of(mask))
+    term = KD(KDConfig(temperature=1.0))
+    term.config = replace(term.config, temperature=5.0)
+    expected = KD(KDConfig(temperature=5.0))(student, teacher, Target.of(mask))
     assert term(student, teacher, Target.of(mask)) == expected
 
 
@@ -331,3 +336,58 @@ def test_no_gradient_goes_to_the_teacher(name):
     fresh, inputs = leaves(teacher)
     value = make(name, student, teacher)(change(student, torch.Tensor.requires_grad_), fresh, Target.of(mask))
     assert all(g is None for g in torch.autograd.grad(value, inputs, allow_unused=True))
+
+
+def test_no_loss_divides_by_hand():
+    """Forgetting the step's count is a silent error, so only `Target` knows how to take a mean over a step."""
+    for path in Path(losses.__file__).parent.glob("*.py"):
+        divisions = re.findall(r"/ *\w*\.(?:valid_count|labelled_count|micro_batches)", path.read_text())
+        assert not divisions, f"{path.name}: {divisions[0]}: use target.mean_over_pixels or mean_over_micro_batches"
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_shares_of_a_step_add_up_to_its_mean(parts):
+    mask = torch.tensor([[0, 1, VOID], [UNLABELLED, VOID, VOID], [1, UNLABELLED, 0]]).byte().unsqueeze(1)
+    values = torch.arange(9.0, dtype=torch.float64).view(3, 1, 3)
+    totals = [0.0, 0.0, 0.0]
+    for rows, target in zip(values.chunk(parts), shares(mask, parts, 1), strict=True):
+        totals[0] += target.mean_over_pixels(rows[target.valid].sum())
+        totals[1] += target.mean_over_pixels(rows[target.labelled].sum(), labelled=True)
+        totals[2] += target.mean_over_micro_batches(rows.mean())
+    assert totals == [values[mask != VOID].mean(), values[mask < UNLABELLED].mean(), values.mean()]
+
+
+def test_losses_take_the_tensors_of_any_loop():
+    """The README's snippet as it stands: plain logits of two networks at their own strides, and a mask."""
+    size = (24, 32)
+    student_logits = torch.randn(2, 5, 6, 8, requires_grad=True)
+    teacher_logits = torch.randn(2, 5, 12, 16)
+    mask = torch.randint(0, 5, (2, *size)).byte()
+    mask[0, :4] = VOID
+    given = {"student_logits": student_logits, "teacher_logits": teacher_logits, "mask": mask, "size": size}
+    readme = Path(losses.__file__).with_name("README.md").read_text(encoding="utf-8")
+    exec(readme.split("```python\n")[1].split("```")[0], given)
+
+    s, t = (F.interpolate(x.detach(), size, mode="bilinear") for x in (student_logits, teacher_logits))
+    kl = F.kl_div((s / 2).log_softmax(1), (t / 2).softmax(1), reduction="none").sum(1)
+    assert float(given["loss"].detach()) == pytest.approx(float(4 * kl[mask != VOID].mean()), rel=1e-5)
+    assert student_logits.grad.norm() > 0
+    assert KD()(Outputs.of(s), Outputs.of(t), Target.of(mask)) > 0, "logits of the images' size need no size"
+
+
+def test_other_tensors_and_settings_are_named():
+    with pytest.raises(ValueError, match=r"logits of shape \[5, 6, 8\]: must be \[N, C, h, w\]"):
+        Outputs.of(torch.zeros(5, 6, 8))
+    with pytest.raises(ValueError, match=r"mask of torch\.int64: must be uint8"):
+        Target.of(torch.zeros(1, 4, 4, dtype=torch.int64))
+    with pytest.raises(TypeError, match="KD takes settings of type KDConfig, not DKDConfig"):
+        KD(DKDConfig())
+
+
+def test_every_loss_is_exported_with_its_settings():
+    for loss in TERMS.values():
+        assert getattr(losses, loss.__name__) is loss
+        assert getattr(losses, loss.Config.__name__) is loss.Config
+        assert loss.Config.__name__ == f"{loss.__name__}Config"
+    with pytest.raises(AttributeError, match="nothing"):
+        losses.nothing  # noqa: B018

@@ -16,6 +16,7 @@ from distill.losses.features import AT, MGD, Hint
 from distill.losses.geometry import Cells, cell_position, interpolation, pixel_centres
 from distill.losses.maps import CWD, DIST
 from distill.losses.relational import IFVD, SKD
+from distill.losses.settings import ATConfig, CIRKDConfig, CWDConfig, DISTConfig, HintConfig, MGDConfig, SKDConfig
 
 
 def built(term, student, teacher):
@@ -92,7 +93,9 @@ def test_cwd_is_its_formula(layer):
     for n in range(2):
         s, t = (places(o, mask, n, layer) for o in (student, teacher))
         total += 9 * np.mean([kl(softmax(t[:, c], 3), softmax(s[:, c], 3)) for c in range(4)])
-    assert value_of(CWD(layers=[layer], temperature=3.0), student, teacher, mask) == pytest.approx(total / 2, rel=1e-10)
+    assert value_of(CWD(CWDConfig(layers=[layer], temperature=3.0)), student, teacher, mask) == pytest.approx(
+        total / 2, rel=1e-10
+    )
 
 
 def test_dist_is_its_formula():
@@ -101,7 +104,7 @@ def test_dist_is_its_formula():
     s, t = (np.array([softmax(x, 2) for x in rows]) for rows in (s, t))
     inter = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(s, t, strict=True)])
     intra = np.mean([1 - np.corrcoef(s[:, c], t[:, c])[0, 1] for c in range(4)])
-    value = value_of(DIST(beta=0.5, gamma=2.0, temperature=2.0), student, teacher, mask)
+    value = value_of(DIST(DISTConfig(beta=0.5, gamma=2.0, temperature=2.0)), student, teacher, mask)
     assert value == pytest.approx(4 * (0.5 * inter + 2 * intra), rel=1e-9)
 
 
@@ -129,7 +132,7 @@ def test_skd_pools_over_valid_pixels():
         for j in range(4):
             s, t = (cosine(v[i], v[j]) for v in vectors)
             total += share[i] * share[j] * (s - t) ** 2
-    assert value_of(SKD(side=2), student, teacher, mask) == pytest.approx(total, rel=1e-10)
+    assert value_of(SKD(SKDConfig(side=2)), student, teacher, mask) == pytest.approx(total, rel=1e-10)
 
 
 def test_ifvd_is_its_formula():
@@ -156,12 +159,14 @@ def test_at_is_its_formula():
                 q = (np.abs(places(o, mask, n, layer)) ** 3).mean(1)
                 maps.append(q / np.sqrt((q**2).sum()))
             total += ((maps[0] - maps[1]) ** 2).sum()
-    assert value_of(AT(layers=layers, power=3.0), student, teacher, mask) == pytest.approx(total / 4, rel=1e-10)
+    assert value_of(AT(ATConfig(layers=layers, power=3.0)), student, teacher, mask) == pytest.approx(
+        total / 4, rel=1e-10
+    )
 
 
 def test_hint_is_its_formula():
     student, teacher, mask = scene(7, teacher_channels=2)
-    term = built(Hint(layers=["encoder.4"]), student, teacher)
+    term = built(Hint(HintConfig(layers=["encoder.4"])), student, teacher)
     conv = term.adapters["encoder_4"]
     weight, bias = conv.weight.detach().numpy()[:, :, 0, 0], conv.bias.detach().numpy()
     errors = []
@@ -173,7 +178,7 @@ def test_hint_is_its_formula():
 
 def test_mgd_guesses_the_teacher_from_a_map_with_holes():
     student, teacher, mask = scene(8, teacher_channels=1)
-    term = built(MGD(layers=["decoder"], mask_ratio=0.5), student, teacher)
+    term = built(MGD(MGDConfig(layers=["decoder"], mask_ratio=0.5)), student, teacher)
     adapter = term.adapters["decoder"]
     torch.manual_seed(3)
     value = term(student, teacher, Target.of(mask))
@@ -198,15 +203,17 @@ def test_cirkd_mini_batch_is_its_formula():
                 a, b = places(o, mask, n), places(o, mask, m)
                 rows.append([softmax(np.array([cosine(x, y) for y in b]), 0.2) for x in a])
             total += np.mean([kl(t, s) for s, t in zip(*rows, strict=True)])
-    term = CIRKD(temperature=0.2, pixel_memory=0, region_memory=0)
+    term = CIRKD(CIRKDConfig(temperature=0.2, pixel_memory=0, region_memory=0))
     assert value_of(term, student, teacher, mask) == pytest.approx(total / 9, rel=1e-10)
 
 
 def test_cirkd_memory_is_its_formula():
     student, teacher, mask = scene(10, teacher_channels=2)
     mask[mask == 3] = 2  # a class that never comes
-    term = built(CIRKD(temperature=0.5, pixel_memory=0.0, region_memory=1.0, region_slots=3), student, teacher)
-    mini = CIRKD(temperature=0.5, pixel_memory=0, region_memory=0)
+    term = built(
+        CIRKD(CIRKDConfig(temperature=0.5, pixel_memory=0.0, region_memory=1.0, region_slots=3)), student, teacher
+    )
+    mini = CIRKD(CIRKDConfig(temperature=0.5, pixel_memory=0, region_memory=0))
     with torch.no_grad():
         value = float(term(student, teacher, Target.of(mask))) - value_of(mini, student, teacher, mask)
         projected = term.project(student.features["decoder"])
@@ -264,7 +271,7 @@ def test_memory_takes_places_of_their_class_and_only_in_training():
 
 
 def test_places_are_drawn_in_proportion_to_their_pixels():
-    term = CIRKD(pixels_per_image=7000, pixel_slots=7000, region_memory=0)
+    term = CIRKD(CIRKDConfig(pixels_per_image=7000, pixel_slots=7000, region_memory=0))
     term.build({"decoder": 3, "logits": 1}, {"decoder": 3, "logits": 1})
     torch.manual_seed(0)
     term.remember(torch.eye(3).view(1, 3, 1, 3), torch.tensor([1.0, 2.0, 4.0]).view(1, 1, 1, 3))
@@ -274,33 +281,33 @@ def test_places_are_drawn_in_proportion_to_their_pixels():
 def test_layers_without_channels_are_skipped_with_a_message():
     student, teacher, mask = scene(12)
     student.features["encoder.3"] = torch.zeros(2, 0, 5, 7)
-    term = Hint(layers=["encoder.3", "decoder"])
+    term = Hint(HintConfig(layers=["encoder.3", "decoder"]))
     with pytest.warns(UserWarning, match=r"Hint: encoder\.3 of the student has 0 channels"):
         built(term, student, teacher)
     assert term.features == ("decoder",) and list(term.adapters) == ["decoder"]
     assert torch.isfinite(term(student, teacher, Target.of(mask)))
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="name other layers"):
-        built(AT(layers=["encoder.3"]), student, teacher)
+        built(AT(ATConfig(layers=["encoder.3"])), student, teacher)
 
 
 def test_errors_say_what_to_do():
     student, teacher, mask = scene(13)
     with pytest.raises(ValueError, match=r"no layer 'encoder\.9'; it has encoder\.3"):
-        built(Hint(layers=["encoder.9"]), student, teacher)
+        built(Hint(HintConfig(layers=["encoder.9"])), student, teacher)
     for name in ("cwd", "hint", "ifvd", "cirkd"):
         with pytest.raises(ValueError, match=r"call build\(\) first"):
             TERMS[name]()(student, teacher, Target.of(mask))
     with pytest.raises(ValueError, match="a list of at least one name"):
-        Hint(layers=[])
+        Hint(HintConfig(layers=[]))
     with pytest.raises(ValueError, match="a list of at least one name"):
-        Hint(layers="decoder")
+        Hint(HintConfig(layers="decoder"))
     with pytest.raises(ValueError, match="one layer"):
-        CIRKD(layers=["decoder", "encoder.3"])
+        CIRKD(CIRKDConfig(layers=["decoder", "encoder.3"]))
 
 
 def test_adapters_are_only_where_they_are_needed():
     student, teacher, _ = scene(14, teacher_channels=2)
     assert isinstance(built(CWD(), student, teacher).adapters["logits"], nn.Identity)
-    assert isinstance(built(CWD(layers=["decoder"]), student, teacher).adapters["decoder"], nn.Conv2d)
+    assert isinstance(built(CWD(CWDConfig(layers=["decoder"])), student, teacher).adapters["decoder"], nn.Conv2d)
     for term in (DIST(), SKD(), IFVD(), AT()):
         assert not list(built(term, student, teacher).parameters())

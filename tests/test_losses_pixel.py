@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from losses_reference import cosine, kl, leaves, mean_over_pixels, relative, scene, select, softmax
+from losses_reference import cosine, kl, leaves, mean_over_pixels, relative, scene, softmax
 
+from distill import losses
 from distill.batch import VOID, Outputs, Target
 from distill.losses.pixel import DKD, KD, certainty, divergence, soften, standardized
+from distill.losses.settings import DKDConfig, KDConfig
 
 KINDS = ("forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy")
 
@@ -33,7 +36,7 @@ def formula(kind: str, s: np.ndarray, t: np.ndarray, beta: float = 0.5) -> float
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_kd_is_its_formula(kind, temperature):
     student, teacher, mask = scene(1)
-    term = KD(divergence=kind, temperature=temperature, beta=0.3)
+    term = KD(KDConfig(divergence=kind, temperature=temperature, beta=0.3))
 
     def pixel(s, t, _):
         return temperature**2 * formula(kind, softmax(s, temperature), softmax(t, temperature), 0.3)
@@ -98,7 +101,7 @@ def test_gradient_keeps_its_size_with_the_temperature(kind):
     norms = []
     for temperature in (20.0, 80.0):
         fresh, (logits, *_) = leaves(student)
-        KD(divergence=kind, temperature=temperature)(fresh, teacher, Target.of(mask)).backward()
+        KD(KDConfig(divergence=kind, temperature=temperature))(fresh, teacher, Target.of(mask)).backward()
         norms.append(float(logits.grad.norm()))
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 
@@ -139,7 +142,7 @@ def test_a_large_common_logit_costs_no_accuracy(kind):
 def test_low_precision_and_autocast_do_not_reach_the_arithmetic():
     student, teacher, mask = scene(3)
     student.logits, teacher.logits = student.logits.bfloat16(), teacher.logits.bfloat16()
-    for term in (KD(temperature=20.0), DKD()):
+    for term in (KD(KDConfig(temperature=20.0)), DKD()):
         exact = Outputs(student.logits.double(), student.size, student.size)
         expected = term(exact, Outputs(teacher.logits.double(), student.size, student.size), Target.of(mask))
         with torch.autocast("cpu", torch.bfloat16):
@@ -173,7 +176,7 @@ def test_confidence_gates_or_weights(kind, threshold):
         return (c if threshold is None else float(c >= threshold)) * 4 * kl(softmax(t, 2), softmax(s, 2))
 
     assert threshold is None or 0 < int((sure >= threshold).sum()) < sure.numel()
-    term = KD(temperature=2.0, confidence=kind, confidence_threshold=threshold)
+    term = KD(KDConfig(temperature=2.0, confidence=kind, confidence_threshold=threshold))
     expected = mean_over_pixels(student, teacher, mask, weight)
     assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-12)
 
@@ -185,7 +188,7 @@ def test_standardisation_is_a_z_score_over_the_classes():
         s, t = ((x - x.mean()) / x.std() for x in (s, t))
         return 9 * kl(softmax(t, 3), softmax(s, 3))
 
-    term = KD(temperature=3.0, standardize=True)
+    term = KD(KDConfig(temperature=3.0, standardize=True))
     expected = mean_over_pixels(student, teacher, mask, pixel)
     assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-7)
     stretched = Outputs(5 * teacher.logits + 3, teacher.size, teacher.size)
@@ -196,30 +199,31 @@ def test_standardisation_is_a_z_score_over_the_classes():
 
 
 def others(name: str, s: torch.Tensor, t: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The reductions of other projects as they write them, on maps without void."""
+    """The loss as other projects write it, on maps without void."""
     log_s, soft_t = F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1)
-    if name == "cirkd":  # pixels become rows first
+    if name == "CIRKD":  # pixels become rows first
         rows_s, rows_t = (x.permute(0, 2, 3, 1).reshape(-1, s.shape[1]) for x in (log_s, soft_t))
         return F.kl_div(rows_s, rows_t, reduction="batchmean") * temperature**2
-    if name == "mmrazor":  # sum over everything / images
+    if name == "MMRazor":  # sum over everything / images
         return temperature**2 * F.kl_div(log_s, soft_t, reduction="none").sum() / len(s)
     if name == "torchdistill":
         return temperature**2 * F.kl_div(log_s, soft_t, reduction="batchmean")
     return F.kl_div(log_s, soft_t, reduction="none").mean() * temperature**2  # zh320
 
 
-@pytest.mark.parametrize("name", ["cirkd", "mmrazor", "torchdistill", "zh320"])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("CIRKD", "1"), ("MMRazor", "H·W"), ("torchdistill", "H·W"), ("zh320", "1/C")]
+)
 @pytest.mark.parametrize("stride", ["full", "native"])
-def test_reductions_of_other_projects(name, stride):
+def test_weights_of_other_projects_are_converted_as_documented(name, factor, stride):
     student, teacher, mask = scene(6, void=0, unlabelled=0)
-    expected = others(name, student.logits, teacher.logits, 4.0)
-    term = KD(temperature=4.0, reduction=name, stride=stride)
-    assert float(term(student, teacher, Target.of(mask))) == pytest.approx(float(expected), rel=1e-12)
-    halves = [
-        term(select(student, part), select(teacher, part), Target(mask[part], *2 * [Target.of(mask).valid_count]))
-        for part in (slice(0, 1), slice(1, 2))
-    ]
-    assert float(sum(halves)) == pytest.approx(float(expected), rel=1e-12)
+    _, classes, height, width = student.logits.shape
+    value = float(KD(KDConfig(temperature=4.0, stride=stride))(student, teacher, Target.of(mask)))
+    converted = value * {"1": 1, "H·W": height * width, "1/C": 1 / classes}[factor]
+    assert converted == pytest.approx(float(others(name, student.logits, teacher.logits, 4.0)), rel=1e-12)
+    readme = Path(losses.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in readme.splitlines() if line.startswith(f"| {name} |"))
+    assert row.split("|")[3].strip() == factor
 
 
 def test_dkd_is_its_formula():
@@ -231,7 +235,7 @@ def test_dkd_is_its_formula():
         rest = kl(np.delete(p, y) / (1 - p[y]), np.delete(q, y) / (1 - q[y]))
         return 9 * (1.5 * target + 2 * rest)
 
-    term = DKD(alpha=1.5, beta=2.0, temperature=3.0)
+    term = DKD(DKDConfig(alpha=1.5, beta=2.0, temperature=3.0))
     expected = mean_over_pixels(student, teacher, mask, pixel, labelled=True)
     assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-10)
 
@@ -244,10 +248,10 @@ def test_kd_is_tckd_and_nckd_weighted_by_what_the_teacher_leaves(seed, classes, 
     left = 1 - F.softmax(teacher.logits / temperature, 1).gather(1, labels).squeeze(1)
     mask = labels.squeeze(1).byte()
     parts = [
-        DKD(alpha=a, beta=b, temperature=temperature).per_pixel(student.logits, teacher.logits, mask)
+        DKD(DKDConfig(alpha=a, beta=b, temperature=temperature)).per_pixel(student.logits, teacher.logits, mask)
         for a, b in ((1, 0), (0, 1))
     ]
-    whole = KD(temperature=temperature).per_pixel(student.logits, teacher.logits, mask)
+    whole = KD(KDConfig(temperature=temperature)).per_pixel(student.logits, teacher.logits, mask)
     assert torch.allclose(parts[0] + left * parts[1], whole, rtol=1e-8, atol=1e-12)
 
 
@@ -256,7 +260,7 @@ def test_dkd_survives_sure_teachers_and_students():
     student = logits.T.reshape(1, 3, 1, 3).requires_grad_()
     teacher = logits.flip(0).T.reshape(1, 3, 1, 3)
     for label in range(3):
-        value = DKD(temperature=0.5).total(student, teacher, torch.full((1, 1, 3), label, dtype=torch.uint8))
+        value = DKD(DKDConfig(temperature=0.5)).total(student, teacher, torch.full((1, 1, 3), label, dtype=torch.uint8))
         assert torch.isfinite(value)
         assert torch.isfinite(torch.autograd.grad(value, student)[0]).all()
 
@@ -274,7 +278,7 @@ def test_native_stride_counts_each_cell_as_its_pixels():
         for y in range(2)
         for x in range(3)
     )
-    value = KD(stride="native")(student, teacher, Target.of(mask))
+    value = KD(KDConfig(stride="native"))(student, teacher, Target.of(mask))
     assert float(value) == pytest.approx(expected / 26, rel=1e-12)
 
 
@@ -285,7 +289,7 @@ def test_native_stride_is_close_to_full_resolution_on_smooth_maps():
     mask = torch.zeros(2, 64, 64, dtype=torch.uint8)
     student, teacher = (Outputs(x, (64, 64), (64, 64)) for x in (s, t))
     grads = [
-        torch.autograd.grad(KD(stride=stride)(student, teacher, Target.of(mask)), s)[0].flatten().numpy()
+        torch.autograd.grad(KD(KDConfig(stride=stride))(student, teacher, Target.of(mask)), s)[0].flatten().numpy()
         for stride in ("full", "native")
     ]
     assert cosine(*grads) > 0.97
@@ -298,16 +302,16 @@ def test_native_stride_is_close_to_full_resolution_on_smooth_maps():
         {"beta": 1.0},
         {"divergence": "kl"},
         {"confidence": "yes"},
-        {"reduction": "sum"},
+        {"confidence_threshold": 2.0},
         {"stride": "4"},
     ],
 )
 def test_bad_settings_are_refused(settings_):
     (name,) = settings_
-    with pytest.raises(ValueError, match=f"^{name}="):
-        KD(**settings_)
-    with pytest.raises(ValueError, match="temperature=-1"):
-        DKD(temperature=-1)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        KD(KDConfig(**settings_))
+    with pytest.raises(ValueError, match="temperature: -1"):
+        DKD(DKDConfig(temperature=-1))
 
 
 @pytest.mark.parametrize(("kind", "centre", "width"), [("forward_kl", 10.0, 7.1), ("reverse_kl", 5.0, 1.5)])

@@ -14,6 +14,7 @@ from losses_reference import counted, gradients_of, mean_over_pixels, scene, sof
 
 from distill.batch import VOID, Outputs, Target
 from distill.data.class_weights import class_weights
+from distill.losses.settings import CrossEntropyConfig, DiceConfig, FocalConfig, JaccardConfig, OHEMConfig
 from distill.losses.supervised import OHEM, CrossEntropy, Dice, Focal, Jaccard, Lovasz
 
 WEIGHTS = [0.5, 2.0, 1.0, 3.0]
@@ -29,7 +30,7 @@ def test_cross_entropy_is_its_formula(weights, smoothing):
         log_p = np.log(softmax(s))
         return -(1 - smoothing) * w[y] * log_p[y] - smoothing / 4 * sum(w[k] * log_p[k] for k in range(4))
 
-    term = CrossEntropy(class_weights=weights, label_smoothing=smoothing)
+    term = CrossEntropy(CrossEntropyConfig(class_weights=weights, label_smoothing=smoothing))
     expected = mean_over_pixels(student, None, mask, pixel, labelled=True)
     assert float(term(student, None, Target.of(mask))) == pytest.approx(expected, rel=1e-12)
 
@@ -39,7 +40,7 @@ def test_a_pixel_weighs_what_its_class_weighs_however_the_batch_is_mixed():
     logits = torch.zeros(1, 2, 1, 4, dtype=torch.float64, requires_grad=True)
     slopes = []
     for labels in ([0, 1, 1, 1], [0, 0, 0, 1]):
-        value = CrossEntropy(class_weights=[1.0, 9.0])(
+        value = CrossEntropy(CrossEntropyConfig(class_weights=[1.0, 9.0]))(
             Outputs(logits, (1, 4), (1, 4)), None, Target.of(torch.tensor([[labels]], dtype=torch.uint8))
         )
         slopes.append(float(torch.autograd.grad(value, logits)[0][0, 1, 0, 3]))
@@ -67,7 +68,7 @@ def test_focal_is_its_formula():
             return -WEIGHTS[y] * (1 - p) ** gamma * np.log(p)
 
         expected = mean_over_pixels(student, None, mask, pixel, labelled=True)
-        value = Focal(gamma=gamma, class_weights=WEIGHTS)(student, None, Target.of(mask))
+        value = Focal(FocalConfig(gamma=gamma, class_weights=WEIGHTS))(student, None, Target.of(mask))
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
@@ -76,13 +77,15 @@ def test_focal_of_two_classes_is_smp_binary_focal():
     mask = torch.randint(0, 2, (2, 6, 5)).byte()
     two = torch.cat([torch.zeros_like(logits), logits], 1)
     expected = smp.losses.FocalLoss("binary", gamma=2.0)(logits, mask.unsqueeze(1).double())
-    value = Focal(gamma=2.0)(Outputs(two, (6, 5), (6, 5)), None, Target.of(mask))
+    value = Focal(FocalConfig(gamma=2.0))(Outputs(two, (6, 5), (6, 5)), None, Target.of(mask))
     assert float(value) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_focal_has_a_slope_where_a_pixel_is_surely_right():
     logits = torch.tensor([40.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
-    value = Focal(gamma=0.5)(Outputs(logits, (1, 1), (1, 1)), None, Target.of(torch.zeros(1, 1, 1, dtype=torch.uint8)))
+    value = Focal(FocalConfig(gamma=0.5))(
+        Outputs(logits, (1, 1), (1, 1)), None, Target.of(torch.zeros(1, 1, 1, dtype=torch.uint8))
+    )
     assert torch.isfinite(torch.autograd.grad(value, logits)[0]).all()
 
 
@@ -95,7 +98,7 @@ def test_ohem_keeps_the_hard_pixels(threshold, min_kept):
     hard = [p for p in probabilities if p < threshold]
     kept = max(len(hard), math.ceil(min_kept * len(probabilities)))
     expected = -np.mean(np.log(probabilities[:kept]))
-    value = OHEM(threshold=threshold, min_kept=min_kept)(student, None, Target.of(mask))
+    value = OHEM(OHEMConfig(threshold=threshold, min_kept=min_kept))(student, None, Target.of(mask))
     assert float(value) == pytest.approx(expected, rel=1e-12)
 
 
@@ -118,8 +121,10 @@ def test_dice_and_jaccard_are_their_formulas(smooth):
     assert len(sums) == 3
     dice = np.mean([1 - (2 * i + smooth) / (p + y + smooth) for i, p, y in sums])
     jaccard = np.mean([1 - (i + smooth) / (p + y - i + smooth) for i, p, y in sums])
-    assert float(Dice(smooth=smooth)(student, None, Target.of(mask))) == pytest.approx(dice, rel=1e-12)
-    assert float(Jaccard(smooth=smooth)(student, None, Target.of(mask))) == pytest.approx(jaccard, rel=1e-12)
+    assert float(Dice(DiceConfig(smooth=smooth))(student, None, Target.of(mask))) == pytest.approx(dice, rel=1e-12)
+    assert float(Jaccard(JaccardConfig(smooth=smooth))(student, None, Target.of(mask))) == pytest.approx(
+        jaccard, rel=1e-12
+    )
 
 
 def test_region_losses_are_smp_where_every_class_is_present():
@@ -192,11 +197,11 @@ def test_perfect_predictions_cost_nothing(term):
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="label_smoothing=2"):
-        CrossEntropy(label_smoothing=2)
+    with pytest.raises(ValueError, match="label_smoothing: 2"):
+        CrossEntropy(CrossEntropyConfig(label_smoothing=2))
     with pytest.raises(ValueError, match="class_weights"):
-        CrossEntropy(class_weights=[1, -1])
-    with pytest.raises(ValueError, match="gamma=-1"):
-        Focal(gamma=-1)
-    with pytest.raises(ValueError, match="min_kept=3"):
-        OHEM(min_kept=3)
+        CrossEntropy(CrossEntropyConfig(class_weights=[1, -1]))
+    with pytest.raises(ValueError, match="gamma: -1"):
+        Focal(FocalConfig(gamma=-1))
+    with pytest.raises(ValueError, match="min_kept: 3"):
+        OHEM(OHEMConfig(min_kept=3))

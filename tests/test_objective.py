@@ -7,9 +7,9 @@ from conftest import tiny_config
 
 from distill import models
 from distill.batch import VOID, Outputs, Target
-from distill.config.terms import Schedule
 from distill.data import Dataset, Splits, open_splits
 from distill.errors import ConfigError
+from distill.losses.sections import Schedule
 from distill.pipeline import with_class_weights
 from distill.training.objective import Distiller, build_objective
 
@@ -101,7 +101,7 @@ def test_scheduled_numbers_reach_the_terms(tmp_path):
     objective = build_objective(config, *networks(config))
     objective.set_step(2, 5)
     assert objective.weights["kd"] == 1.0
-    assert objective.terms["kd"].temperature == 3.0
+    assert objective.terms["kd"].config.temperature == 3.0
     build_objective(config, networks(config)[0], None).set_step(2, 5)  # no such term: nothing to set
 
 

@@ -11,8 +11,8 @@ from dataclasses import fields, is_dataclass
 import jsonargparse
 
 from distill.config.schema import Config
-from distill.config.terms import TermsConfig
 from distill.errors import ConfigError
+from distill.losses.sections import TermsConfig
 
 # In the order in which a new user meets them; those of the objective's terms follow.
 RUN, ALL = "run", "all"

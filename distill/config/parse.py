@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -22,22 +21,11 @@ import yaml
 
 from distill.config.help import help_text
 from distill.config.schema import Config, flatten
-from distill.config.terms import Schedule
 from distill.errors import ConfigError
-from distill.text import printable, say
+from distill.losses.validation import Settings
+from distill.text import say
 
 MAX_CONFIG_BYTES = 1_000_000
-LARGEST = 1e15  # float32 ends at 3e38, and a learning rate is multiplied by weight decay, a temperature by itself
-# What the names of settings end in that must be above 0, or at least 0.
-POSITIVE = (
-    *("eval_steps", "checkpointing_steps", "logging_steps", "max_train_steps", "accumulation_steps"),
-    *("_size", "learning_rate", "temperature", "max_pixels", "_limit", "timeout_seconds", "_samples", "_train", "_val"),
-    "calibration_images",
-)
-NOT_NEGATIVE = (
-    *("weight", "weight_decay", "warmup_steps", "max_grad_norm", "ema_decay", "num_workers", "num_sample_images"),
-    *("seed", "power", "ignore_index", "int8_max_lost", "finetune_steps", "max_void_share"),
-)
 
 
 class _Loader(yaml.SafeLoader):
@@ -114,6 +102,7 @@ def read_yaml(path: Path) -> Any:
 def parse(args: Sequence[str] | None = None) -> Config:
     """Settings from the command line; on bad ones, prints one line and exits with code 2. Answers `--help`."""
     jsonargparse.set_loader("yaml", lambda text: refuse_mixed(_load_yaml(text)), exceptions=(ValueError,))
+    jsonargparse.set_parsing_settings(subclasses_disabled=[Settings])  # a section has one type: no class names in YAML
     parser = jsonargparse.ArgumentParser(prog="distill.py", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
     parser.add_class_arguments(Config)
@@ -132,7 +121,6 @@ def parse(args: Sequence[str] | None = None) -> Config:
         settings.pop("config")
         refuse_options_of_another(settings, parser.parse_args([f"--config={file}" for file in files]), files)
         config: Config = _instantiate(Config, settings)
-        check(config)
     except (jsonargparse.ArgumentError, ConfigError) as error:
         where = f" (in {', '.join(files)} or the flags)" if files else ""
         say(f"distill: error: {_one_line(str(error))}{where}", sys.stderr)
@@ -161,13 +149,18 @@ def refuse_options_of_another(settings: Any, before: Any, files: Sequence[str]) 
             )
 
 
-def _instantiate(cls: type, settings: Any) -> Any:
+def _instantiate(cls: type, settings: Any, section: str = "") -> Any:
+    """The dataclass with its sections; what it refuses is named with its section, as a flag is."""
     values = {}
     for f in fields(cls):
-        value = getattr(settings, f.name)
-        section = f.default_factory if isinstance(f.default_factory, type) and is_dataclass(f.default_factory) else None
-        values[f.name] = _instantiate(section, value) if section else value
-    return cls(**values)
+        value, kind = getattr(settings, f.name), f.default_factory
+        if isinstance(kind, type) and is_dataclass(kind):
+            value = _instantiate(kind, value, f"{f.name}.")
+        values[f.name] = value
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{section}{error}") from None
 
 
 def _one_line(message: str) -> str:
@@ -180,53 +173,3 @@ def _one_line(message: str) -> str:
     name = f"{section[1]}.{wrong[1]}" if section else wrong[1]
     near = difflib.get_close_matches(name, list(flatten(Config())), 1)
     return line + (f" (did you mean '{near[0]}'?)" if near else " (--help lists every setting)")
-
-
-def check(config: Config) -> None:
-    """Raises ConfigError for values that no run can have; what only one term knows, that term checks."""
-    flat = flatten(config)
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key}: {value} is not finite")
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, str) and number.encode(errors="replace").decode() != number:
-                raise ConfigError(f"{key}: {printable(number)} is not UTF-8; rename it")
-            if isinstance(number, float) and abs(number) > LARGEST:
-                raise ConfigError(f"{key}: {number} is beyond what float32 computes with; at most {LARGEST:g}")
-            if isinstance(number, int) and abs(number) >= 1 << 63:
-                raise ConfigError(f"{key}: {value} has more than 63 bits; set a smaller number")
-            if isinstance(number, (int, float)) and key.endswith(POSITIVE) and number <= 0:
-                raise ConfigError(f"{key}: {value} must be above 0")
-            if isinstance(number, (int, float)) and key.endswith(NOT_NEGATIVE) and number < 0:
-                raise ConfigError(f"{key}: {value} must not be negative")
-    for key in ("data.image_size", "data.crop_size", "data.synthetic_size"):
-        if flat[key] is not None and len(flat[key]) != 2:
-            raise ConfigError(f"{key}: {flat[key]} must be [height, width]")
-    for key in ("teacher.mean", "teacher.std", "student.mean", "student.std"):
-        if len(flat[key]) != 3:
-            raise ConfigError(f"{key}: {flat[key]} must hold three numbers, for R, G and B")
-    if not 0 < config.data.unlabelled_share < 1:
-        raise ConfigError(f"data.unlabelled_share: {config.data.unlabelled_share} must be between 0 and 1")
-    if config.push_to_hub and not config.hub_model_id:
-        raise ConfigError("hub_model_id: push_to_hub needs the name of a repository there, such as user/name")
-    if config.export.int8_max_lost >= 1:
-        raise ConfigError(f"export.int8_max_lost: {config.export.int8_max_lost} must be below 1; half a point is 0.005")
-    if config.optimizer.ema_decay >= 1:
-        raise ConfigError(f"optimizer.ema_decay: {config.optimizer.ema_decay} must be below 1")
-    for key, settings in config.schedules.items():
-        if not key.endswith((".weight", ".temperature")) or key not in flat:
-            raise ConfigError(f"schedules: {key!r} is not the weight or temperature of a term, such as kd.weight")
-        try:
-            schedule = Schedule(**settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"schedules: {key}: {error}") from None
-        if schedule.end is not None and abs(schedule.end) > LARGEST:
-            raise ConfigError(f"schedules: {key}: end {schedule.end}: at most {LARGEST:g}")
-        if key.endswith(".temperature") and (schedule.warmup_steps or (schedule.end is not None and schedule.end <= 0)):
-            raise ConfigError(f"schedules: {key}: a temperature stays above 0; no warmup_steps, end above 0")
-    if not any(flat[key] for key in flat if key.endswith(".weight")):
-        raise ConfigError("cross_entropy.weight, kd.weight, …: all are 0, nothing would be learnt; set one above 0")
-    if not re.fullmatch(r"[\w.-]+", config.name) or not config.name.strip("."):
-        raise ConfigError(
-            f"name: {config.name!r} becomes a folder; use letters, digits, '_' and '-', and '.' beside them"
-        )

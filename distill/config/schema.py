@@ -1,21 +1,23 @@
-"""Every setting, once: dataclasses with a line of help each. `config_terms` has the objective's, `config_parse` reads.
+"""Every setting, once: dataclasses that check themselves, with a line of help each; those of a loss stand in `losses`.
 
-Imports nothing heavy, so a typo ends before torch is loaded.
+Imports nothing heavy, so a typo is reported before torch is loaded.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from distill.config.terms import TermsConfig
+from distill.losses.sections import TermsConfig
+from distill.losses.validation import Settings
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Settings):
     """Images and masks.
 
     Args:
@@ -81,9 +83,21 @@ class DataConfig:
     synthetic_size: list[int] = field(default_factory=lambda: [128, 160])
     num_workers: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.above_zero("image_size", "crop_size", "max_train_samples", "max_eval_samples", "max_pixels")
+        self.above_zero("synthetic_train", "synthetic_val", "synthetic_size")
+        self.not_negative("ignore_index", "num_workers")
+        self.zero_to_one("max_void_share")
+        self.require(0 < self.unlabelled_share < 1, "unlabelled_share", "must be above 0 and below 1")
+        for name in ("image_size", "crop_size", "synthetic_size"):
+            size = getattr(self, name)
+            self.require(size is None or len(size) == 2, name, "must be [height, width]")
+
 
 @dataclass
-class NetworkConfig:
+class NetworkConfig(Settings):
     """A network by the names of segmentation_models_pytorch, and how long it is trained.
 
     Args:
@@ -105,6 +119,13 @@ class NetworkConfig:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     max_train_steps: int = 400
     learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.above_zero("max_train_steps", "learning_rate", "std")
+        for name in ("mean", "std"):
+            self.require(len(getattr(self, name)) == 3, name, "must hold three numbers, for R, G and B")
 
 
 @dataclass
@@ -133,7 +154,7 @@ class StudentConfig(NetworkConfig):
 
 
 @dataclass
-class BaselineConfig:
+class BaselineConfig(Settings):
     """The student again, trained on the labels alone, so that the gain is a difference and not a hope.
 
     Args:
@@ -144,7 +165,7 @@ class BaselineConfig:
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """How weights are updated; the same for every network.
 
     Args:
@@ -164,9 +185,15 @@ class OptimizerConfig:
     max_grad_norm: float = 0.0
     ema_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.not_negative("weight_decay", "warmup_steps", "power", "max_grad_norm", "ema_decay")
+        self.require(self.ema_decay < 1, "ema_decay", "must be below 1")
+
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Settings):
     """The student's files for others.
 
     Args:
@@ -192,6 +219,13 @@ class ExportConfig:
     int8_finetune_steps: int = 0
     fp16: bool = False
     benchmark: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.above_zero("int8_calibration_images")
+        self.not_negative("int8_max_lost", "int8_finetune_steps")
+        self.require(self.int8_max_lost < 1, "int8_max_lost", "must be below 1; half a point is 0.005")
 
 
 @dataclass
@@ -262,11 +296,26 @@ class Config(TermsConfig):
     push_to_hub: bool = False
     hub_model_id: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.above_zero("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        self.above_zero("eval_steps", "checkpointing_steps", "checkpoints_total_limit", "logging_steps")
+        self.above_zero("num_processes", "num_threads", "timeout_seconds")
+        self.not_negative("seed", "num_sample_images")
+        hub = "is no repository to push_to_hub; set its name, such as user/name"
+        self.require(bool(self.hub_model_id) or not self.push_to_hub, "hub_model_id", hub)
+        folder = re.fullmatch(r"[\w.-]+", self.name) and self.name.strip(".")
+        self.require(bool(folder), "name", "becomes a folder; use letters, digits, '_' and '-', and '.' beside them")
+
     @property
     def folder(self) -> Path:
         """Where the run goes."""
         return Path(self.output_dir or Path("checkpoints") / self.name)
 
+
+# Settings of earlier versions that are gone, with the value that means what is done now.
+GONE = {"kd.reduction": "mean"}
 
 # Settings that may differ between the start of a run and its continuation: they do not change the result.
 HARMLESS = (

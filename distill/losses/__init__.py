@@ -1,33 +1,22 @@
-"""The terms of the objective by their short names.
+"""Losses: each compares a student's outputs with a teacher's, or with the labels, and gives one unweighted number.
 
-Pure functions and small modules; a term takes what student and teacher say of a batch and gives one unweighted number.
+    from distill.losses import KD, KDConfig
+
+`README.md` in this folder has the table of all losses, and how to add one.
 """
 
-from distill.losses.base import MapTerm, PixelTerm, Term
-from distill.losses.cirkd import CIRKD
-from distill.losses.features import AT, MGD, Hint
-from distill.losses.maps import CWD, DIST
-from distill.losses.pixel import DKD, KD
-from distill.losses.relational import IFVD, SKD
-from distill.losses.supervised import OHEM, CrossEntropy, Dice, Focal, Jaccard, Lovasz
+from typing import TYPE_CHECKING, Any
 
-TERMS: dict[str, type[Term]] = {
-    "cross_entropy": CrossEntropy,
-    "ohem": OHEM,
-    "dice": Dice,
-    "jaccard": Jaccard,
-    "lovasz": Lovasz,
-    "focal": Focal,
-    "kd": KD,
-    "dkd": DKD,
-    "cwd": CWD,
-    "dist": DIST,
-    "skd": SKD,
-    "ifvd": IFVD,
-    "cirkd": CIRKD,
-    "hint": Hint,
-    "at": AT,
-    "mgd": MGD,
-}
+from distill.losses.settings import *  # noqa: F403
 
-__all__ = ["TERMS", "MapTerm", "PixelTerm", "Term"]
+if TYPE_CHECKING:
+    from distill.losses.terms import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """The classes and `TERMS`, imported when first asked for: they need torch, and the settings must not load it."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import distill.losses.terms as terms
+
+    return getattr(terms, name)

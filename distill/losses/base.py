@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.batch import UNLABELLED, VOID, Outputs, Target
 from distill.losses.geometry import Cells, at_least_float32
+from distill.losses.settings import LayersConfig, TermConfig
 
 
 class Term(nn.Module, ABC):
@@ -20,17 +21,34 @@ class Term(nn.Module, ABC):
     Half precision is for networks: a term computes in float32, or in float64 where it is given float64, inside
     and outside of autocast.
 
-    Settings are plain attributes, so that a schedule can set them between steps.
-
     Attributes:
+        Config: the type of its settings.
+        config: its settings; frozen, but a schedule may put others in their place between steps.
         needs_teacher: without a teacher it cannot be computed.
         needs_labels: pixels without a label count nothing in it.
         features: the feature maps it wants of both networks.
     """
 
+    Config: ClassVar[type[TermConfig]]
+    config: TermConfig
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     features: tuple[str, ...] = ()
+
+    def __init__(self, config: TermConfig | None = None):
+        """A loss.
+
+        Args:
+            config: settings of the type `Config`; their defaults if not given. Their `weight` is the caller's affair.
+
+        Raises:
+            TypeError: settings of another loss.
+        """
+        super().__init__()
+        self.config = self.Config() if config is None else config
+        if not isinstance(self.config, self.Config):
+            kind = type(self.config).__name__
+            raise TypeError(f"{type(self).__name__} takes settings of type {self.Config.__name__}, not {kind}")
 
     def build(self, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int]) -> None:
         """Make the adapters, once, before the optimizer is made; most terms have none.
@@ -82,24 +100,20 @@ class PixelTerm(Term):
         values = self.per_pixel(student, teacher, mask)
         return torch.where(counts, values, 0).sum()
 
-    def count(self, target: Target) -> Tensor:
-        """The step's number of pixels, which the sum is divided by."""
-        return target.labelled_count if self.needs_labels else target.valid_count
+    def mean(self, total: Tensor, target: Target) -> Tensor:
+        """The mean over the step's pixels that count, of a sum over those of this micro-batch."""
+        return target.mean_over_pixels(total, labelled=self.needs_labels)
 
     @property
     def by_strips(self) -> bool:
         """Whether `per_pixel` at the images' size is all there is to it, so that it may be computed by strips."""
         return True
 
-    def scale(self, shape: torch.Size) -> float:
-        """A factor on the mean; `shape` is that of the logits `[N, C, H, W]` that are compared."""
-        return 1.0
-
     def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
         """The sum over the pixels that count, at the images' size, divided by the step's count of them."""
         logits = student.upsampled()
         other = None if teacher is None or not self.needs_teacher else teacher.upsampled().detach()
-        return self.total(logits, other, target.mask) / self.count(target) * self.scale(logits.shape)
+        return self.mean(self.total(logits, other, target.mask), target)
 
 
 LOGITS = "logits"
@@ -115,19 +129,9 @@ class MapTerm(Term):
     needs_teacher: ClassVar[bool] = True
     adapts: ClassVar[bool] = False
 
-    def __init__(self, layers: Sequence[str]):
-        """A term over some layers.
-
-        Args:
-            layers: `encoder.1` … `encoder.5`, `decoder` or `logits`, the same in both networks.
-
-        Raises:
-            ValueError: there is none.
-        """
-        super().__init__()
-        if not layers or isinstance(layers, str):
-            raise ValueError(f"layers={layers!r}: a list of at least one name, such as [decoder]")
-        self.layers = tuple(layers)
+    def __init__(self, config: TermConfig | None = None):
+        super().__init__(config)
+        self.layers = tuple(self.config.layers) if isinstance(self.config, LayersConfig) else (LOGITS,)
         self.classes = 0
         self.adapters = nn.ModuleDict()
 

@@ -50,7 +50,8 @@ def is_by_hand(terms: Sequence[PixelTerm]) -> bool:
         return False
     ce, kd = terms
     assert isinstance(ce, CrossEntropy) and isinstance(kd, KD)
-    return ce.label_smoothing == 0 and kd.divergence == "forward_kl" and kd.confidence == "none" and not kd.standardize
+    plain = kd.config.divergence == "forward_kl" and kd.config.confidence == "none" and not kd.config.standardize
+    return plain and ce.config.label_smoothing == 0
 
 
 def by_hand(

@@ -140,7 +140,7 @@ def fused(
         ValueError: a term needs a teacher and there is none, or cannot be computed by strips.
     """
     if not all(term.by_strips for term in terms):
-        raise ValueError("KD(stride='native') does not work at the images' size: call it by itself")
+        raise ValueError("KD with stride='native' does not work at the images' size: call it by itself")
     if teacher is None and any(term.needs_teacher for term in terms):
         raise ValueError("a term compares with a teacher: pass its outputs")
     if strip_logits is None:
@@ -192,8 +192,10 @@ def _by_strips(
     """Total, values `[terms]`, and the total's gradient at the student's logits, in their dtype."""
     logits = at_least_float32(student.logits[:0])
     classes, (height, width) = logits.shape[1], student.size
-    shape = torch.Size((len(target.mask), classes, height, width))
-    factors = torch.stack([term.scale(shape) / term.count(target).to(logits) for term in terms])
+    # What a sum is multiplied by is the mean of 1, in the precision of the logits, which the counts do not have.
+    labelled, valid = target.labelled_count.to(logits), target.valid_count.to(logits)
+    counts = replace(target, labelled_count=labelled, valid_count=valid)
+    factors = torch.stack([term.mean(logits.new_ones(()), counts) for term in terms])
     weight = factors.new_tensor(weights)
     work = _worker(terms, factors * weight, compiled)
     up = Upsampling(student, logits.dtype)
@@ -223,7 +225,7 @@ def _worker(terms: Sequence[PixelTerm], scales: Tensor, compiled: bool) -> Worke
     if is_by_hand(terms):
         ce, kd = terms
         assert isinstance(ce, CrossEntropy) and isinstance(kd, KD)
-        temperature = None if kd.temperature == 1 else scales.new_tensor(kd.temperature)
+        temperature = None if kd.config.temperature == 1 else scales.new_tensor(kd.config.temperature)
         return partial(_compiled(by_hand) if compiled else by_hand, ce.class_weights, temperature, scales)
     return partial(_compiled(by_autograd) if compiled else by_autograd, terms, scales)
 

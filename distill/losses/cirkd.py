@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from distill.losses.base import MapTerm
 from distill.losses.geometry import Cells
 from distill.losses.maps import kl_over, log_softmax_over
 from distill.losses.relational import nodes, prototypes_of
+from distill.losses.settings import CIRKDConfig
 
 
 class Memory(nn.Module):
@@ -70,81 +71,44 @@ class CIRKD(MapTerm):
     and image, here `pixels_per_image`, drawn in proportion to the class's pixels there, with repetition.
     """
 
-    def __init__(
-        self,
-        *,
-        layers: Sequence[str] = ("decoder",),
-        temperature: float = 0.1,
-        side: int = 16,
-        pixel_memory: float = 0.1,
-        region_memory: float = 0.1,
-        pixel_slots: int = 256,
-        region_slots: int = 64,
-        pixels_per_image: int = 4,
-    ):
-        """Settings.
-
-        Args:
-            layers: one map.
-            temperature: T > 0 of the similarities.
-            side: maps are pooled to at most side × side places.
-            pixel_memory: a, weight of the pixel memory beside the mini-batch; 0 leaves it out.
-            region_memory: b, likewise.
-            pixel_slots: places kept a class.
-            region_slots: regions kept a class.
-            pixels_per_image: places that an image adds for each of its classes.
-
-        Raises:
-            ValueError: not one layer, or a temperature that is not above 0.
-        """
-        super().__init__(layers)
-        if len(self.layers) != 1:
-            raise ValueError(f"layers={list(layers)}: CIRKD takes one layer")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: must be above 0")
-        self.temperature = temperature
-        self.side = side
-        self.pixel_memory = pixel_memory
-        self.region_memory = region_memory
-        self.pixel_slots = pixel_slots
-        self.region_slots = region_slots
-        self.pixels_per_image = pixels_per_image
+    Config = CIRKDConfig
+    config: CIRKDConfig
 
     def build(self, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int]) -> None:
         """Also makes the memories and the student's projection."""
         super().build(student_channels, teacher_channels)
         ours, theirs = student_channels[self.layers[0]], teacher_channels[self.layers[0]]
-        if self.pixel_memory or self.region_memory:
+        if self.config.pixel_memory or self.config.region_memory:
             self.project = nn.Sequential(nn.Conv2d(ours, theirs, 1), nn.ReLU(), nn.Conv2d(theirs, theirs, 1))
-        if self.pixel_memory:
-            self.pixels = Memory(self.classes, self.pixel_slots, theirs)
-        if self.region_memory:
-            self.regions = Memory(self.classes, self.region_slots, theirs)
+        if self.config.pixel_memory:
+            self.pixels = Memory(self.classes, self.config.pixel_slots, theirs)
+        if self.config.region_memory:
+            self.regions = Memory(self.classes, self.config.region_slots, theirs)
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
         counts = cells.count_valid(target.mask, student.dtype)
-        total = self.mini_batch(student, teacher, counts) / target.micro_batches
-        if not (self.pixel_memory or self.region_memory):
+        total = target.mean_over_micro_batches(self.mini_batch(student, teacher, counts))
+        if not (self.config.pixel_memory or self.config.region_memory):
             return total
         if self.training:
             self.remember(teacher, cells.count(target.mask, self.classes, student.dtype))
-        ours, share = nodes(self.project(student), counts, self.side)
-        theirs, _ = nodes(teacher, counts, self.side)
+        ours, share = nodes(self.project(student), counts, self.config.side)
+        theirs, _ = nodes(teacher, counts, self.config.side)
         pixels = share * counts.sum((1, 2))[:, None]  # a place counts as often as it has pixels
-        for weight, name in ((self.pixel_memory, "pixels"), (self.region_memory, "regions")):
+        for weight, name in ((self.config.pixel_memory, "pixels"), (self.config.region_memory, "regions")):
             if weight:
                 entries, filled = getattr(self, name).contents()
                 entries, filled = entries.to(ours.dtype), filled.to(ours.dtype)
-                a, b = (log_softmax_over(x @ entries.T, filled, self.temperature) for x in (ours, theirs))
-                total = total + weight * (pixels * kl_over(a, b)).sum() / target.valid_count
+                a, b = (log_softmax_over(x @ entries.T, filled, self.config.temperature) for x in (ours, theirs))
+                total = total + target.mean_over_pixels(weight * (pixels * kl_over(a, b)).sum())
         return total
 
     def mini_batch(self, student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
         """The mini-batch part; an image that is all void counts 0 in each pair."""
-        (ours, share), (theirs, _) = nodes(student, counts, self.side), nodes(teacher, counts, self.side)
+        (ours, share), (theirs, _) = nodes(student, counts, self.config.side), nodes(teacher, counts, self.config.side)
         a, b = (
-            log_softmax_over(torch.einsum("npc,mqc->nmpq", x, x), share[None, :, None, :], self.temperature)
+            log_softmax_over(torch.einsum("npc,mqc->nmpq", x, x), share[None, :, None, :], self.config.temperature)
             for x in (ours, theirs)
         )
         divergence = kl_over(a, b)
@@ -155,11 +119,11 @@ class CIRKD(MapTerm):
         """Puts places and mean features of the teacher's map into the memories, image by image of all processes."""
         counts, features = counts.flatten(2), teacher.flatten(2)
         present = of_all_processes(counts.sum(2)) > 0
-        if self.region_memory:
+        if self.config.region_memory:
             for means, here in zip(of_all_processes(prototypes_of(features, counts)), present, strict=True):
                 self.regions.push(means, here)
-        if self.pixel_memory:
-            drawn = torch.stack([draw(features, counts) for _ in range(self.pixels_per_image)], 1)
+        if self.config.pixel_memory:
+            drawn = torch.stack([draw(features, counts) for _ in range(self.config.pixels_per_image)], 1)
             for places, here in zip(of_all_processes(drawn), present, strict=True):
                 for vectors in places:
                     self.pixels.push(vectors, here)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 from distill.batch import Target
 from distill.losses.base import MapTerm
 from distill.losses.geometry import Cells
+from distill.losses.settings import ATConfig, HintConfig, MGDConfig
 
 
 def mean_squared_error(student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
     """Squared difference of two maps `[N, C, h, w]`, mean over channels and over the pixels that are not void."""
     counts = cells.count_valid(target.mask, student.dtype)
     errors = (student - teacher).square().mean(1)
-    return (counts * torch.where(counts > 0, errors, 0)).sum() / target.valid_count
+    return target.mean_over_pixels((counts * torch.where(counts > 0, errors, 0)).sum())
 
 
 class Hint(MapTerm):
@@ -29,15 +29,9 @@ class Hint(MapTerm):
     towards the hint first and towards the labels after, and they take half the sum of the squares.
     """
 
+    Config = HintConfig
+    config: HintConfig
     adapts: ClassVar[bool] = True
-
-    def __init__(self, *, layers: Sequence[str] = ("encoder.5",)):
-        """Settings.
-
-        Args:
-            layers: which maps.
-        """
-        super().__init__(layers)
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
@@ -53,30 +47,18 @@ class AT(MapTerm):
     equally many images; an image that is all void counts 0.
     """
 
-    def __init__(self, *, layers: Sequence[str] = ("encoder.3", "encoder.4", "encoder.5"), power: float = 2.0):
-        """Settings.
-
-        Args:
-            layers: which maps.
-            power: p ≥ 1.
-
-        Raises:
-            ValueError: no layer, or a power below 1.
-        """
-        super().__init__(layers)
-        if power < 1:
-            raise ValueError(f"power={power}: must be at least 1")
-        self.power = power
+    Config = ATConfig
+    config: ATConfig
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
         counts = cells.count_valid(target.mask, student.dtype)
 
         def attention(features: Tensor) -> Tensor:
-            places = torch.where(counts > 0, features.abs().pow(self.power).mean(1), 0) * counts.sqrt()
+            places = torch.where(counts > 0, features.abs().pow(self.config.power).mean(1), 0) * counts.sqrt()
             return F.normalize(places.flatten(1), dim=1)
 
-        return (attention(student) - attention(teacher)).square().sum(1).mean() / target.micro_batches
+        return target.mean_over_micro_batches((attention(student) - attention(teacher)).square().sum(1).mean())
 
 
 class Generator(nn.Module):
@@ -114,26 +96,13 @@ class MGD(MapTerm):
     has the 1×1 convolution before the holes only where the channels differ, here it is there always.
     """
 
+    Config = MGDConfig
+    config: MGDConfig
     adapts: ClassVar[bool] = True
-
-    def __init__(self, *, layers: Sequence[str] = ("encoder.5",), mask_ratio: float = 0.75):
-        """Settings.
-
-        Args:
-            layers: which maps.
-            mask_ratio: share of the places that become holes, 0 … 1; the paper takes 0.75 for segmentation.
-
-        Raises:
-            ValueError: no layer, or a ratio outside of 0 … 1.
-        """
-        super().__init__(layers)
-        if not 0 <= mask_ratio <= 1:
-            raise ValueError(f"mask_ratio={mask_ratio}: must be between 0 and 1")
-        self.mask_ratio = mask_ratio
 
     def make_adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
         """A `Generator`."""
-        return Generator(student_channels, teacher_channels, self.mask_ratio)
+        return Generator(student_channels, teacher_channels, self.config.mask_ratio)
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""

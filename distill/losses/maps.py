@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.batch import Target
-from distill.losses.base import LOGITS, MapTerm
+from distill.losses.base import MapTerm
 from distill.losses.geometry import Cells, unless_constant
+from distill.losses.settings import CWDConfig, DISTConfig
 
 
 def log_softmax_over(scores: Tensor, counts: Tensor, temperature: float) -> Tensor:
@@ -48,22 +48,9 @@ class CWD(MapTerm):
     split of a step into micro-batches with equally many images; an image that is all void counts 0.
     """
 
+    Config = CWDConfig
+    config: CWDConfig
     adapts: ClassVar[bool] = True
-
-    def __init__(self, *, layers: Sequence[str] = (LOGITS,), temperature: float = 4.0):
-        """Settings.
-
-        Args:
-            layers: which maps.
-            temperature: T > 0; the paper takes 4, others 1 for logits.
-
-        Raises:
-            ValueError: no layer, or a temperature that is not above 0.
-        """
-        super().__init__(layers)
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: must be above 0")
-        self.temperature = temperature
 
     def make_adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
         """A 1×1 convolution, or nothing where the channels agree."""
@@ -74,8 +61,8 @@ class CWD(MapTerm):
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
         counts = cells.count_valid(target.mask, student.dtype).flatten(1).unsqueeze(1)
-        ours, theirs = (log_softmax_over(x.flatten(2), counts, self.temperature) for x in (student, teacher))
-        return kl_over(ours, theirs).mean() * self.temperature**2 / target.micro_batches
+        ours, theirs = (log_softmax_over(x.flatten(2), counts, self.config.temperature) for x in (student, teacher))
+        return target.mean_over_micro_batches(kl_over(ours, theirs).mean() * self.config.temperature**2)
 
 
 class DIST(MapTerm):
@@ -91,34 +78,20 @@ class DIST(MapTerm):
     as in `CWD`; in the authors' program each counts once.
     """
 
-    def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0):
-        """Settings.
-
-        Args:
-            beta: weight of the relation between classes.
-            gamma: weight of the relation within a class.
-            temperature: T > 0.
-
-        Raises:
-            ValueError: a temperature that is not above 0.
-        """
-        super().__init__((LOGITS,))
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: must be above 0")
-        self.beta = beta
-        self.gamma = gamma
-        self.temperature = temperature
+    Config = DISTConfig
+    config: DISTConfig
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
         counts = cells.count_valid(target.mask, student.dtype).flatten()
         student, teacher = (
-            F.softmax(x.movedim(1, -1).flatten(0, 2) / self.temperature, -1) for x in (student, teacher)
+            F.softmax(x.movedim(1, -1).flatten(0, 2) / self.config.temperature, -1) for x in (student, teacher)
         )
         inter = ((1 - correlation(student, teacher, counts.new_ones(student.shape[1]))) * counts).sum()
         intra = (1 - correlation(student.T, teacher.T, counts)).mean() * (counts.sum() > 0)
-        parts = self.beta * inter / target.valid_count + self.gamma * intra / target.micro_batches
-        return parts * self.temperature**2
+        between = target.mean_over_pixels(self.config.beta * inter)
+        within = target.mean_over_micro_batches(self.config.gamma * intra)
+        return (between + within) * self.config.temperature**2
 
 
 def correlation(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:

@@ -24,11 +24,10 @@ from torch import Tensor
 from distill.batch import UNLABELLED, Outputs, Target
 from distill.losses.base import PixelTerm
 from distill.losses.geometry import Cells, at_least_float32, unless_constant
+from distill.losses.settings import DKDConfig, KDConfig
 
 Divergence = Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"]
-Reduction = Literal["mean", "cirkd", "mmrazor", "torchdistill", "zh320"]
 Confidence = Literal["none", "max_probability", "entropy"]
-Stride = Literal["full", "native"]
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:
@@ -114,98 +113,40 @@ class KD(PixelTerm):
     the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
     """
 
+    Config = KDConfig
+    config: KDConfig
     needs_teacher: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        *,
-        divergence: Divergence = "forward_kl",
-        temperature: float = 1.0,
-        beta: float = 0.5,
-        standardize: bool = False,
-        confidence: Confidence = "none",
-        confidence_threshold: float | None = None,
-        reduction: Reduction = "mean",
-        stride: Stride = "full",
-    ):
-        """Settings.
-
-        Args:
-            divergence: which D; see `divergence`.
-            temperature: T > 0; larger values show more of the small probabilities.
-            beta: weight of the teacher in Jensen-Shannon, between 0 and 1.
-            standardize: standardise both networks' logits over the classes first; see `standardized`.
-            confidence: what says how sure the teacher is of a pixel; see `certainty`.
-            confidence_threshold: 0 … 1: pixels less sure than this count nothing (they stay in the mean's count, so
-                fewer sure pixels give a smaller loss); None: each pixel is weighted by the confidence itself.
-            reduction: `mean`, or the scale of another project, so that weights published for it can be used:
-                `cirkd` is the mean too; `mmrazor` and `torchdistill` sum over the pixels of an image (mean × H·W);
-                `zh320` also divides by the classes (mean / C). Void pixels count in none of them here.
-            stride: `full` compares at the images' size; `native` at the teacher's head's, each cell counting as the
-                pixels nearest to it: cheaper, and almost the same gradient.
-
-        Raises:
-            ValueError: a setting outside its range.
-        """
-        super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: must be above 0")
-        if not 0 < beta < 1:
-            raise ValueError(f"beta={beta}: must be between 0 and 1; use forward_kl or reverse_kl for the ends")
-        for name, value, allowed in (
-            ("divergence", divergence, Divergence),
-            ("confidence", confidence, Confidence),
-            ("reduction", reduction, Reduction),
-            ("stride", stride, Stride),
-        ):
-            if value not in get_args(allowed):
-                raise ValueError(f"{name}={value!r}: one of {', '.join(get_args(allowed))}")
-        self.divergence = divergence
-        self.temperature = temperature
-        self.beta = beta
-        self.standardize = standardize
-        self.confidence = confidence
-        self.confidence_threshold = confidence_threshold
-        self.reduction = reduction
-        self.stride = stride
 
     def per_pixel(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
         """T² · D, weighted by the teacher's confidence: `[N, ...]`."""
         assert teacher is not None
-        if self.confidence != "none":
-            weight = certainty(teacher, self.confidence)
-            if self.confidence_threshold is not None:
-                weight = (weight >= self.confidence_threshold).to(teacher.dtype)
-        if self.standardize:
+        config = self.config
+        if config.confidence != "none":
+            weight = certainty(teacher, config.confidence)
+            if config.confidence_threshold is not None:
+                weight = (weight >= config.confidence_threshold).to(teacher.dtype)
+        if config.standardize:
             student, teacher = standardized(student), standardized(teacher)
-        values = divergence(
-            soften(student, self.temperature), soften(teacher, self.temperature), self.divergence, self.beta
-        )
-        if self.confidence != "none":
+        student, teacher = soften(student, config.temperature), soften(teacher, config.temperature)
+        values = divergence(student, teacher, config.divergence, config.beta)
+        if config.confidence != "none":
             values = values * weight
-        return values * self.temperature**2
+        return values * config.temperature**2
 
     @property
     def by_strips(self) -> bool:
         """At the images' size only."""
-        return self.stride == "full"
-
-    def scale(self, shape: torch.Size) -> float:
-        """What the reduction asked for is, times the mean over the pixels."""
-        _, classes, height, width = shape
-        factors = {"mmrazor": height * width, "torchdistill": height * width, "zh320": 1 / classes}
-        return factors.get(self.reduction, 1.0)
+        return self.config.stride == "full"
 
     def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
         """At the images' size, or on the teacher's grid."""
-        if self.stride == "full" or teacher is None:
+        if self.config.stride == "full" or teacher is None:
             return super().value(student, teacher, target)
         cells = Cells((teacher.logits.shape[2], teacher.logits.shape[3]), teacher.padded_size, teacher.align_corners)
         logits = cells.resize(student.logits, student.padded_size)
         counts = cells.count_valid(target.mask, logits.dtype)
         values = self.per_pixel(logits, at_least_float32(teacher.logits.detach()), target.mask)
-        total = (counts * torch.where(counts > 0, values, 0)).sum()
-        return total / self.count(target) * self.scale(logits.shape)
+        return self.mean((counts * torch.where(counts > 0, values, 0)).sum(), target)
 
 
 class DKD(PixelTerm):
@@ -217,26 +158,10 @@ class DKD(PixelTerm):
     arXiv:2203.08679.
     """
 
+    Config = DKDConfig
+    config: DKDConfig
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
-
-    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0):
-        """Settings; the defaults are the paper's for CIFAR-100 (it takes 0.25 to 10 for β).
-
-        Args:
-            alpha: weight of the label's class against all others.
-            beta: weight of the distribution over the others.
-            temperature: T > 0.
-
-        Raises:
-            ValueError: a temperature that is not above 0.
-        """
-        super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: must be above 0")
-        self.alpha = alpha
-        self.beta = beta
-        self.temperature = temperature
 
     def per_pixel(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
         """T² (α · TCKD + β · NCKD): `[N, ...]`."""
@@ -245,11 +170,11 @@ class DKD(PixelTerm):
             return student[:, 0] * 0
         labels = mask.long().masked_fill(mask >= UNLABELLED, 0).unsqueeze(1)
         (target_s, other_s, others_s), (target_t, other_t, others_t) = (
-            _decouple(soften(logits, self.temperature), labels) for logits in (student, teacher)
+            _decouple(soften(logits, self.config.temperature), labels) for logits in (student, teacher)
         )
         label = target_t.exp() * (target_t - target_s) + other_t.exp() * (other_t - other_s)
         others = divergence(others_s, others_t, "forward_kl")
-        return (self.alpha * label + self.beta * others) * self.temperature**2
+        return (self.config.alpha * label + self.config.beta * others) * self.config.temperature**2
 
 
 def _decouple(log_probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from distill.batch import Target
 from distill.losses.base import MapTerm
 from distill.losses.geometry import Cells
+from distill.losses.settings import IFVDConfig, SKDConfig
 
 
 def unit(vectors: Tensor, dim: int) -> Tensor:
@@ -51,23 +51,16 @@ class SKD(MapTerm):
     that is all void counts 0.
     """
 
-    def __init__(self, *, layers: Sequence[str] = ("decoder",), side: int = 16):
-        """Settings.
-
-        Args:
-            layers: which maps.
-            side: maps are pooled to at most side × side places; memory grows with its fourth power.
-        """
-        super().__init__(layers)
-        self.side = side
+    Config = SKDConfig
+    config: SKDConfig
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
         counts = cells.count_valid(target.mask, student.dtype)
-        (ours, share), (theirs, _) = nodes(student, counts, self.side), nodes(teacher, counts, self.side)
+        (ours, share), (theirs, _) = nodes(student, counts, self.config.side), nodes(teacher, counts, self.config.side)
         difference = ours @ ours.transpose(1, 2) - theirs @ theirs.transpose(1, 2)
         per_image = torch.einsum("npq,np,nq->n", difference.square(), share, share)
-        return per_image.mean() / target.micro_batches
+        return target.mean_over_micro_batches(per_image.mean())
 
 
 class IFVD(MapTerm):
@@ -78,21 +71,16 @@ class IFVD(MapTerm):
     counts for its own class, so no label is resized. Images are independent: exact under any split between images.
     """
 
+    Config = IFVDConfig
+    config: IFVDConfig
     needs_labels: ClassVar[bool] = True
-
-    def __init__(self, *, layers: Sequence[str] = ("decoder",)):
-        """Settings.
-
-        Args:
-            layers: which maps.
-        """
-        super().__init__(layers)
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""
         counts = cells.count(target.mask, self.classes, student.dtype).flatten(2)
         difference = self.similarity(student, counts) - self.similarity(teacher, counts)
-        return torch.where(counts > 0, counts * difference.square(), 0).sum() / target.labelled_count
+        total = torch.where(counts > 0, counts * difference.square(), 0).sum()
+        return target.mean_over_pixels(total, labelled=True)
 
     @staticmethod
     def similarity(features: Tensor, counts: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -18,6 +17,15 @@ from torch import Tensor
 
 from distill.batch import UNLABELLED, Outputs, Target
 from distill.losses.base import PixelTerm, Term
+from distill.losses.settings import (
+    CrossEntropyConfig,
+    DiceConfig,
+    FocalConfig,
+    JaccardConfig,
+    LovaszConfig,
+    OHEMConfig,
+    TermConfig,
+)
 
 IGNORED = -100
 
@@ -27,7 +35,41 @@ def labels_of(mask: Tensor) -> Tensor:
     return mask.long().masked_fill(mask >= UNLABELLED, IGNORED)
 
 
-class CrossEntropy(PixelTerm):
+class WeightedPixelTerm(PixelTerm):
+    """A mean over the labelled pixels, each of which counts as its class does.
+
+    Attributes:
+        class_weights: one factor per class, float64 `[C]`; None is 1 for all.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    config: CrossEntropyConfig | FocalConfig
+    class_weights: Tensor | None
+
+    def __init__(self, config: TermConfig | None = None):
+        super().__init__(config)
+        given = self.config.class_weights
+        if isinstance(given, str):
+            raise ValueError(
+                f"class_weights: {given!r} is for a run, which counts its masks; give one number per class"
+            )
+        weights = None if given is None else torch.tensor(list(given), dtype=torch.float64)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def cross_entropy(self, logits: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """w_y · (-log p_y) of every pixel `[N, ...]`; 0 without a label."""
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        return F.cross_entropy(
+            logits,
+            labels_of(mask),
+            weights,
+            ignore_index=IGNORED,
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+
+
+class CrossEntropy(WeightedPixelTerm):
     """Cross-entropy, w_y · (-log p_y), mean over the labelled pixels.
 
     With class weights it is the sum of the weighted values divided by the NUMBER of labelled pixels, where PyTorch
@@ -37,70 +79,30 @@ class CrossEntropy(PixelTerm):
     with mean 1 over the pixels (as `class_weights` gives) keep the scale of the unweighted loss.
     """
 
-    needs_labels: ClassVar[bool] = True
-
-    def __init__(self, *, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0):
-        """Settings.
-
-        Args:
-            class_weights: one weight a class; None: 1 for all.
-            label_smoothing: ε in 0 … 1: the label's distribution becomes (1-ε) one-hot + ε/C. Szegedy et al., 2016,
-                arXiv:1512.00567.
-
-        Raises:
-            ValueError: a smoothing outside of 0 … 1, or a negative weight.
-        """
-        super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing={label_smoothing}: must be between 0 and 1")
-        if class_weights is not None and min(class_weights) < 0:
-            raise ValueError(f"class_weights={list(class_weights)}: none may be negative")
-        self.class_weights: Tensor | None
-        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float64)
-        self.register_buffer("class_weights", weights, persistent=False)
-        self.label_smoothing = label_smoothing
+    Config = CrossEntropyConfig
+    config: CrossEntropyConfig
 
     def per_pixel(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
         """w_y · (-log p_y): `[N, ...]`."""
-        weights = None if self.class_weights is None else self.class_weights.to(student.dtype)
-        return F.cross_entropy(
-            student,
-            labels_of(mask),
-            weights,
-            ignore_index=IGNORED,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
+        return self.cross_entropy(student, mask, self.config.label_smoothing)
 
 
-class Focal(CrossEntropy):
+class Focal(WeightedPixelTerm):
     """Focal loss, w_y · (1 - p_y)^γ · (-log p_y), mean over the labelled pixels.
 
     p is the softmax over the classes; Lin et al., Focal Loss for Dense Object Detection, 2017, arXiv:1708.02002,
     write it for one class against the rest, which this is for two classes.
     """
 
-    def __init__(self, *, gamma: float = 2.0, class_weights: Sequence[float] | None = None):
-        """Settings.
-
-        Args:
-            gamma: γ ≥ 0: how much less a pixel counts that is right already; 0 is cross-entropy.
-            class_weights: one weight a class; None: 1 for all.
-
-        Raises:
-            ValueError: a negative setting.
-        """
-        super().__init__(class_weights=class_weights)
-        if gamma < 0:
-            raise ValueError(f"gamma={gamma}: must not be negative")
-        self.gamma = gamma
+    Config = FocalConfig
+    config: FocalConfig
 
     def per_pixel(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
         """w_y · (1 - p_y)^γ · (-log p_y): `[N, ...]`."""
-        values = super().per_pixel(student, teacher, mask)
+        values = self.cross_entropy(student, mask)
         surprise = F.cross_entropy(student, labels_of(mask), ignore_index=IGNORED, reduction="none")
         # The floor keeps the power's slope finite where a pixel is surely right and γ < 1.
-        return (-torch.expm1(-surprise)).clamp(min=1e-12) ** self.gamma * values
+        return (-torch.expm1(-surprise)).clamp(min=1e-12) ** self.config.gamma * values
 
 
 class OHEM(Term):
@@ -111,36 +113,21 @@ class OHEM(Term):
     et al., Training Region-based Object Detectors with Online Hard Example Mining, 2016, arXiv:1604.03540.
     """
 
+    Config = OHEMConfig
+    config: OHEMConfig
     needs_labels: ClassVar[bool] = True
-
-    def __init__(self, *, threshold: float = 0.7, min_kept: float = 0.0625):
-        """Settings.
-
-        Args:
-            threshold: probability of the right class, 0 … 1, from which on a pixel is easy.
-            min_kept: share of the labelled pixels, 0 … 1, that is kept in any case.
-
-        Raises:
-            ValueError: a setting outside its range.
-        """
-        super().__init__()
-        for name, value in (("threshold", threshold), ("min_kept", min_kept)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: must be between 0 and 1")
-        self.threshold = threshold
-        self.min_kept = min_kept
 
     def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
         """The mean over this micro-batch's hard pixels, divided by the number of micro-batches."""
         values = F.cross_entropy(student.upsampled(), labels_of(target.mask), ignore_index=IGNORED, reduction="none")[
             target.labelled
         ]
-        kept = math.ceil(self.min_kept * values.numel())
-        hard = values > -math.log(max(self.threshold, 1e-30))
+        kept = math.ceil(self.config.min_kept * values.numel())
+        hard = values > -math.log(max(self.config.threshold, 1e-30))
         if int(hard.sum()) < kept:
             hard = torch.zeros_like(hard)
             hard[values.detach().topk(kept).indices] = True
-        return (values * hard).sum() / hard.sum().clamp(min=1) / target.micro_batches
+        return target.mean_over_micro_batches((values * hard).sum() / hard.sum().clamp(min=1))
 
 
 class RegionTerm(Term):
@@ -163,7 +150,7 @@ class RegionTerm(Term):
         truth = F.one_hot(target.mask[target.labelled].long(), probabilities.shape[1]).to(probabilities.dtype)
         present = truth.amax(0) if len(truth) else truth.new_zeros(truth.shape[1])
         losses = self.class_losses(probabilities, truth) * present
-        return losses.sum() / present.sum().clamp(min=1) / target.micro_batches
+        return target.mean_over_micro_batches(losses.sum() / present.sum().clamp(min=1))
 
 
 class Dice(RegionTerm):
@@ -173,19 +160,13 @@ class Dice(RegionTerm):
     Milletari et al., V-Net, 2016, arXiv:1606.04797.
     """
 
-    def __init__(self, *, smooth: float = 0.0):
-        """Settings.
-
-        Args:
-            smooth: s ≥ 0, in pixels: draws the score of small classes towards 1.
-        """
-        super().__init__()
-        self.smooth = smooth
+    Config = DiceConfig
+    config: DiceConfig
 
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """1 - Dice: `[C]`."""
         intersection, size = (probabilities * truth).sum(0), probabilities.sum(0) + truth.sum(0)
-        return 1 - (2 * intersection + self.smooth) / (size + self.smooth).clamp(min=1e-12)
+        return 1 - (2 * intersection + self.config.smooth) / (size + self.config.smooth).clamp(min=1e-12)
 
 
 class Jaccard(RegionTerm):
@@ -194,19 +175,13 @@ class Jaccard(RegionTerm):
     Rahman and Wang, Optimizing Intersection-over-Union in Deep Neural Networks for Image Segmentation, ISVC 2016.
     """
 
-    def __init__(self, *, smooth: float = 0.0):
-        """Settings.
-
-        Args:
-            smooth: s ≥ 0, in pixels: draws the score of small classes towards 1.
-        """
-        super().__init__()
-        self.smooth = smooth
+    Config = JaccardConfig
+    config: JaccardConfig
 
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """1 - IoU: `[C]`."""
         intersection, size = (probabilities * truth).sum(0), probabilities.sum(0) + truth.sum(0)
-        return 1 - (intersection + self.smooth) / (size - intersection + self.smooth).clamp(min=1e-12)
+        return 1 - (intersection + self.config.smooth) / (size - intersection + self.config.smooth).clamp(min=1e-12)
 
 
 class Lovasz(RegionTerm):
@@ -217,6 +192,9 @@ class Lovasz(RegionTerm):
     I / (U (U - 1)) for one too many, which U then holds. The differences of the losses themselves would be lost in
     float32 where there are many pixels. Berman et al., The Lovász-Softmax loss, 2018, arXiv:1705.08790.
     """
+
+    Config = LovaszConfig
+    config: LovaszConfig
 
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """The Lovász extension of 1 - IoU: `[C]`."""

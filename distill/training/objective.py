@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from distill.batch import Outputs, Target
 from distill.config.schema import Config
-from distill.config.terms import Schedule
 from distill.errors import ConfigError
 from distill.losses import TERMS, PixelTerm, Term
 from distill.losses.chunked import fused
+from distill.losses.sections import Schedule
 from distill.models.network import Network
 
 
@@ -61,7 +61,7 @@ class Objective(nn.Module):
         for key, schedule in (schedules or {}).items():
             name, setting = key.split(".")
             if name in terms:
-                start = weights[name] if setting == "weight" else getattr(terms[name], setting)
+                start = weights[name] if setting == "weight" else getattr(terms[name].config, setting)
                 self.schedules[name, setting] = (schedule, start)
 
     def set_step(self, step: int, steps: int) -> None:
@@ -71,7 +71,7 @@ class Objective(nn.Module):
             if setting == "weight":
                 self.weights[name] = value
             else:
-                setattr(self.terms[name], setting, value)
+                self.terms[name].config = replace(self.terms[name].config, **{setting: value})
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -116,9 +116,8 @@ def build_objective(config: Config, student: Network, teacher: Network | None) -
         section = getattr(config, name)
         if not section.weight or (term.needs_teacher and teacher is None):
             continue
-        settings = {key: value for key, value in vars(section).items() if key != "weight"}
         try:
-            terms[name], weights[name] = term(**settings), section.weight
+            terms[name], weights[name] = term(section), section.weight
             if teacher:
                 terms[name].build(student.channels, teacher.channels)
         except ValueError as error:

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import HARMLESS, Config, flatten
+from distill.config.schema import GONE, HARMLESS, Config, flatten
 from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.models.smp_files import FILES
@@ -128,6 +128,7 @@ def refuse_other_settings(
     """
     # A setting that an older version did not have: its default is what that version did.
     there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | dict(there)
+    there = {key: value for key, value in there.items() if key in here or (key, value) not in GONE.items()}
     here = {key: value for key, value in json_like(here).items() if key not in not_compared(there, here)}
     keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))
     differences = {key: [there.get(key), here.get(key)] for key in keys}
