@@ -1,10 +1,13 @@
 """Small things that many tests need: a tiny data set on disk, tiny settings, a way to start the script."""
 
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -32,6 +35,28 @@ TINY = {
 }
 
 torch.set_num_threads(1)
+# By default hypothesis tries the same examples every time; for the board (-m faults) others, and more of them.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("full", deadline=None)
+hypothesis.settings.load_profile("steady")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "faults":
+        hypothesis.settings.load_profile("full")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr == "faults":
+        for item in items:
+            if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
+                item.add_marker("faults")
+
+
+def examples(count: int) -> hypothesis.settings:
+    """How many examples a test tries by default; twenty times as many, at random, for the board."""
+    return hypothesis.settings(max_examples=count if hypothesis.settings.default.derandomize else 20 * count)
 
 
 def flags(settings: dict) -> list[str]:
@@ -53,6 +78,38 @@ def start_script(
     command = [sys.executable, *launcher, str(ROOT / "scripts" / "distill.py"), *flags(wanted), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once for all processes that run the tests: `once(name, make)`; it is nobody's to change."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of all processes
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        place, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                place.mkdir()
+                make(place)
+                done.touch()
+        return place
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(once) -> Path:
+    """A finished run of the script, from a folder that is not the repository's; `printed` beside it is what it said."""
+
+    def make(place: Path) -> None:
+        run = start_script(place / "tiny", name="tiny")
+        assert run.returncode == 0, run.stderr
+        (place / "printed").write_text(run.stdout + run.stderr)
+
+    return once("finished", make) / "tiny"
 
 
 @pytest.fixture

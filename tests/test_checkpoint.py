@@ -4,26 +4,15 @@ import shutil
 
 import pytest
 import torch
+from states import checkpoints, damage, state
 
 import distill.storage
 import distill.training.checkpoint
 from distill.errors import ConfigError
 from distill.storage import publish, sha256, size_of, write_json
-from distill.training.checkpoint import CHECKSUM, MANIFEST, Checkpoints, State, refuse_other_settings
+from distill.training.checkpoint import CHECKSUM, MANIFEST, refuse_other_settings
 
 FILES = ["model.safetensors", "best.safetensors", "optimizer.pt", MANIFEST, CHECKSUM]
-
-
-def state(step: int) -> State:
-    tensors = {"model": {"w": torch.full((50,), float(step))}, "best": {"w": torch.ones(3)}}
-    return State(
-        step, tensors, {"optimizer": {"state": {0: torch.arange(40.0) + step}}}, {"mean_iou": 0.5, "step": step}
-    )
-
-
-def checkpoints(folder, notes=None, settings=None, facts=None, limit=2, allowed=()) -> Checkpoints:
-    note = (notes if notes is not None else []).append
-    return Checkpoints(folder, settings or {"kd.weight": 1.0}, facts or {"threads": 1}, limit, note, allowed)
 
 
 def test_what_is_saved_comes_back(tmp_path):
@@ -46,18 +35,6 @@ def test_the_newest_are_kept(tmp_path):
     assert checkpoints(tmp_path).load(str(tmp_path / "checkpoint-0000002")).step == 2
     checkpoints(tmp_path).save(state(9))  # gone on from an earlier one: what came after it then is of the past
     assert [p.name for p in checkpoints(tmp_path).list()] == ["checkpoint-0000002", "checkpoint-0000009"]
-
-
-def damage(path, kind: str, generator: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    place = generator.randrange(len(data))
-    if kind == "flip":
-        data[place] ^= 1 << generator.randrange(8)
-    elif kind == "truncate":
-        del data[place:]
-    elif kind == "zeros":
-        data[place : place + 64] = bytes(len(data[place : place + 64]))
-    path.unlink() if kind == "delete" else path.write_bytes(data)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,7 +1,7 @@
 import onnx
 import onnx_files
 import pytest
-from test_quantize import scenes
+from noise_scenes import scenes
 
 from distill.deployment import fp16
 from distill.deployment.runtime import OnnxModel

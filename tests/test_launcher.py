@@ -13,6 +13,8 @@ from conftest import ROOT, TINY, flags, tiny_config
 
 from distill.training.distributed import start
 
+pytestmark = pytest.mark.xdist_group("clock")  # watches the clock, and starts processes of its own
+
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-q")
 PRINTS = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); from distill.training.launcher import *; print(asked_threads())"

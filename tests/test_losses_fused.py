@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_config
-from hypothesis import given, settings
+from conftest import examples, tiny_config
+from hypothesis import given
 from hypothesis import strategies as st
 from losses_reference import relative
 
@@ -76,7 +76,7 @@ def test_fused_is_the_usual_computation(stride, teacher_stride, align_corners, s
         assert float(norm) == pytest.approx(float(alone.norm()), rel=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     seed=st.integers(0, 10**6),
     stride=st.sampled_from([1, 2, 4, 8]),
@@ -119,7 +119,7 @@ def test_the_pair_by_hand_is_what_the_terms_say(temperature, class_weights):
     assert relative(torch.autograd.grad(result.total, x)[0], slope) < 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10**6), temperature=st.floats(0.5, 20), exponent=st.floats(0, 4))
 def test_the_pair_by_hand_is_accurate_in_float32(seed, temperature, exponent):
     random = torch.Generator().manual_seed(seed)

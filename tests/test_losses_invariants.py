@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from losses_reference import change, channels_of, gradients_of, leaves, relative, scene, select, shares
 from torch import nn
@@ -189,7 +190,7 @@ def test_half_precision_is_computed_in_float32(name):
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 20), void=st.floats(0, 0.9))
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_never_negative_and_float32_agrees_with_float64(name, seed, scale, void):

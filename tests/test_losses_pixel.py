@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from losses_reference import cosine, kl, leaves, mean_over_pixels, relative, scene, softmax
 
@@ -45,7 +46,7 @@ def test_kd_is_its_formula(kind, temperature):
     assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10**6), classes=st.integers(1, 9), scale=st.floats(0.01, 30), beta=st.floats(0.01, 0.99))
 def test_divergences_are_never_negative_and_zero_only_at_equality(seed, classes, scale, beta):
     random = torch.Generator().manual_seed(seed)
@@ -106,7 +107,7 @@ def test_gradient_keeps_its_size_with_the_temperature(kind):
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(KINDS),
@@ -240,7 +241,7 @@ def test_dkd_is_its_formula():
     assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 7), temperature=st.floats(0.5, 20))
 def test_kd_is_tckd_and_nckd_weighted_by_what_the_teacher_leaves(seed, classes, temperature):
     student, teacher, mask = scene(seed, classes=classes)

@@ -290,7 +290,7 @@ def test_an_architecture_for_one_size_is_refused_before_anything_is_trained(camv
 
 def test_two_processes_are_two(tmp_path):
     folder = tmp_path / "two"
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     run = start_script(folder, launcher=launcher, per_device_train_batch_size=1, export__enabled="false")
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("2 process(es) on cpu") == 1

@@ -5,25 +5,13 @@ import onnx
 import onnx_files
 import onnxruntime as ort
 import pytest
+from noise_scenes import scenes
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData
-from PIL import Image
 
-from distill.data import Dataset
 from distill.deployment import int8, qdq
 from distill.deployment.runtime import OnnxModel
 from distill.errors import ExportError
-
-
-def scenes(labels: OnnxModel, count: int, seed: int) -> Dataset:
-    """Blurred noise, labelled by the float file itself, so that this one scores 1."""
-    generator = np.random.default_rng(seed)
-    images = []
-    for _ in range(count):
-        small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        images.append(np.asarray(small.resize((56, 40), Image.Resampling.BICUBIC)))
-    names = [str(i) for i in range(count)]
-    return Dataset(names, lambda i: (images[i], labels.mask(images[i])), [()] * count, lambda i: None)
 
 
 @pytest.fixture

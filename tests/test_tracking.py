@@ -5,7 +5,7 @@ import time
 import pytest
 from conftest import tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import run_of
+from trainings import run_of
 
 from distill.training.tracking import Tracker
 

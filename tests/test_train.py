@@ -1,45 +1,24 @@
 """The recipe with expected numbers, and what must not change them."""
 
-import hashlib
 import json
 
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import tiny_config
 from safetensors.torch import load_file
+from trainings import digest, run_of, same_bits, teacher_of
 
 import distill.training.trainer
 from distill import models
 from distill.config.schema import Config
-from distill.data import open_splits
 from distill.errors import ConfigError, Stopped
 from distill.pipeline import stage, stage_settings
 from distill.reporting.report import _sentences
-from distill.training.context import Run
 from distill.training.distributed import start
 from distill.training.optim import schedule
 from distill.training.state import facts
-from distill.training.teacher import Teacher
 from distill.training.tracking import Tracker
 from distill.training.trainer import step_seed, train
-
-
-def run_of(config: Config, stop=lambda: False) -> Run:
-    torch.set_num_threads(1)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(config.folder / "tensorboard"))
-    return Run(config, accelerator, open_splits(config.data), stop)
-
-
-def teacher_of(run: Run) -> Teacher:
-    torch.manual_seed(7)
-    return Teacher(models.build(run.config.teacher, run.splits.classes))
-
-
-def digest(network: torch.nn.Module) -> str:
-    state = network.state_dict()
-    return hashlib.sha256(b"".join(state[k].contiguous().numpy().tobytes() for k in sorted(state))).hexdigest()
 
 
 def losses(monkeypatch) -> list[dict[str, float]]:
@@ -87,35 +66,33 @@ def test_the_teacher_does_not_change_and_is_in_no_checkpoint(tmp_path):
     assert sum(v.numel() for k, v in load_file(folder / "model.safetensors").items()) < 1.1 * parameters
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"optimizer__ema_decay": 0.8, "keep": "best"},
-        {"optimizer__name": "sgd", "gradient_accumulation_steps": 2, "keep": "last"},
-        {
-            "student__options": {
-                "decoder_pyramid_channels": 16,
-                "decoder_segmentation_channels": 32,
-                "decoder_dropout": 0.5,
-            }
-        },
-        {"mgd__weight": 0.1, "cirkd__weight": 0.1},
-    ],
-    ids=["plain", "ema", "sgd-accumulation", "dropout", "adapters-memory"],
-)
+DROPOUT = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32, "decoder_dropout": 0.5}
+# What holds state beyond weights, optimizer and place in the data: alone, so that a fault has a name, and all together.
+HOLDS_STATE: dict[str, dict] = {
+    "ema": {"optimizer__ema_decay": 0.8, "keep": "best"},
+    "sgd-accumulation": {"optimizer__name": "sgd", "gradient_accumulation_steps": 2, "keep": "last"},
+    "dropout": {"student__options": DROPOUT},
+    "adapters-memory": {"mgd__weight": 0.1, "cirkd__weight": 0.1},
+}
+ALL_OF_THEM = {
+    "student__options": DROPOUT,
+    "optimizer__ema_decay": 0.8,
+    "gradient_accumulation_steps": 2,
+    "mgd__weight": 0.1,
+    "cirkd__weight": 0.1,
+    "keep": "best",
+}
+
+
+@pytest.mark.parametrize("settings", [{}, ALL_OF_THEM], ids=["plain", "all"])
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path, settings):
-    whole, _ = train(run := run_of(tiny_config(tmp_path / "whole", **settings)), "student", {}, teacher_of(run))
-    for stop_at in (1, 4):
-        config = tiny_config(tmp_path / f"stopped-{stop_at}", **settings)
-        calls = iter(range(100))
-        run = run_of(config, stop=lambda calls=calls, stop_at=stop_at: next(calls) == stop_at - 1)
-        with pytest.raises(Stopped, match=f"stopped at step {stop_at} of 6"):
-            train(run, "student", {}, teacher_of(run))
-        run = run_of(config)
-        resumed, state = train(run, "student", {}, teacher_of(run))
-        assert state.step == 6
-        assert digest(resumed) == digest(whole), f"stopped at {stop_at}"
+    same_bits(tmp_path, settings)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", HOLDS_STATE)
+def test_whatever_holds_state_goes_on(tmp_path, name):
+    same_bits(tmp_path, HOLDS_STATE[name])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "faults"):
+for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "helpers", ROOT / "tests" / "faults"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
@@ -193,6 +194,21 @@ def everything(folder: Path) -> dict[str, Any]:
         elif path.is_file() and name != ".lock" and not path.name.startswith("events.out.tfevents."):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def until(condition: Callable[[], bool], seconds: float, *processes: subprocess.Popen) -> None:
+    """Waits for it; an error if it takes too long or one of the processes has ended before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end or any(process.poll() is not None for process in processes):
+            raise TimeoutError(f"waited in vain for {seconds} s")
+        time.sleep(0.02)  # not to take their processor from them
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, and theirs."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
 
 
 def free_port() -> int:

@@ -3,12 +3,9 @@
 import json
 import sys
 
-import pytest
-from harness import ROOT, Figure
-
-sys.path.append(str(ROOT / "scripts"))
-
 import board
+import pytest
+from harness import Figure
 
 
 def test_a_figure_that_crashes_does_not_lose_the_others(tmp_path, monkeypatch, capsys):
