@@ -15,7 +15,7 @@ Jeffreys' divergence is the sum of both; Jensen-Shannon's goes from one to the o
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,7 @@ from torch import Tensor
 from distill.batch import UNLABELLED, Outputs, Target
 from distill.losses.base import PixelTerm
 from distill.losses.geometry import Cells, at_least_float32, unless_constant
-from distill.losses.settings import DKDConfig, KDConfig
-
-Divergence = Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"]
-Confidence = Literal["none", "max_probability", "entropy"]
+from distill.losses.settings import Confidence, Divergence, DKDConfig, KDConfig
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:

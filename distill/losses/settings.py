@@ -11,6 +11,10 @@ from typing import Literal
 
 from distill.losses.validation import Settings
 
+Divergence = Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"]
+Confidence = Literal["none", "max_probability", "entropy"]
+ClassWeights = list[float] | Literal["log", "median"] | None
+
 
 @dataclass(frozen=True)
 class TermConfig(Settings):
@@ -56,7 +60,7 @@ class CrossEntropyConfig(TermConfig):
     """
 
     weight: float = 1.0
-    class_weights: list[float] | Literal["log", "median"] | None = None
+    class_weights: ClassWeights = None
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -125,7 +129,7 @@ class FocalConfig(TermConfig):
     """
 
     gamma: float = 2.0
-    class_weights: list[float] | Literal["log", "median"] | None = None
+    class_weights: ClassWeights = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -151,11 +155,11 @@ class KDConfig(TermConfig):
     """
 
     weight: float = 3.0
-    divergence: Literal["forward_kl", "reverse_kl", "jeffreys", "jensen_shannon", "soft_cross_entropy"] = "forward_kl"
+    divergence: Divergence = "forward_kl"
     temperature: float = 1.0
     beta: float = 0.5
     standardize: bool = False
-    confidence: Literal["none", "max_probability", "entropy"] = "none"
+    confidence: Confidence = "none"
     confidence_threshold: float | None = None
     stride: Literal["full", "native"] = "full"
 
