@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +14,18 @@ TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
 GAP, TITLE = 4, 18  # pixels between panels and above them
 
 Palette = Sequence[Sequence[int]]
+_opening = Lock()
+
+
+@contextmanager
+def own_pixel_limit() -> Iterator[None]:
+    """Has PIL open a file whose size the caller limits: its own limit holds for the whole process, so it is put back."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def decoded_pixels(image: Image.Image) -> int:

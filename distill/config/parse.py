@@ -1,6 +1,6 @@
 """Settings from a YAML file and from dotted flags over it; a typo or wrong type ends with one line that names it.
 
-    python scripts/distill.py --config configs/camvid_cpu.yaml --kd.temperature 2 --data.root /data/camvid
+    distill train --config configs/camvid_cpu.yaml --kd.temperature 2 --data.root /data/camvid
 
 Left out on purpose: config inheritance, interpolation, names of Python objects in YAML.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -101,19 +102,82 @@ def read_yaml(path: Path) -> Any:
 
 def parse(args: Sequence[str] | None = None) -> Config:
     """Settings from the command line; on bad ones, prints one line and exits with code 2. Answers `--help`."""
-    jsonargparse.set_loader("yaml", lambda text: refuse_mixed(_load_yaml(text)), exceptions=(ValueError,))
-    jsonargparse.set_parsing_settings(subclasses_disabled=[Settings])  # a section has one type: no class names in YAML
-    parser = jsonargparse.ArgumentParser(prog="distill.py", add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
-    parser.add_class_arguments(Config)
     args = list(sys.argv[1:] if args is None else args)
-    files = [v for k, v in itertools.pairwise(args) if k in ("-c", "--config")]
-    files += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
     try:
         if asked := next((arg for arg in args if arg in ("-h", "--help") or arg.startswith("--help=")), None):
             following = asked.partition("=")[2] or next(iter(args[args.index(asked) + 1 :]), "")
             print(help_text(None if following.startswith("-") else following or None))
             sys.exit(0)
+        return read_flags(args)
+    except ConfigError as error:
+        say(f"distill: error: {error}", sys.stderr)
+        sys.exit(2)
+
+
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Settings from a YAML file, with others over them.
+
+    Args:
+        path: the file; the defaults if not given.
+        overrides: settings by dotted names (`{"kd.temperature": 2}`) or in sections (`{"kd": {"temperature": 2}}`).
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown setting or a value that it cannot have; names it.
+    """
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"{path}: is not there, or no file; expected a YAML file of settings")
+    files = [f"--config={path}"] if path is not None else []
+    return read_flags([*files, *(f"--{key}={_as_flag(key, value)}" for key, value in dotted(overrides or {}).items())])
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings in sections as one flat dict of dotted names, as the flags are called.
+
+    Raises:
+        ConfigError: a setting that is given twice.
+    """
+    sections = {name.rpartition(".")[0] for name in flatten(Config())}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        found = dotted(value, f"{name}.") if name in sections and isinstance(value, Mapping) else {name: value}
+        if twice := flat.keys() & found.keys():
+            raise ConfigError(f"{min(twice)}: is given twice; keep one")
+        flat |= found
+    return flat
+
+
+def _as_flag(key: str, value: Any) -> str:
+    """A value as the text that a flag would have."""
+    try:
+        return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=_plain)
+    except (AttributeError, TypeError, ValueError):
+        raise ConfigError(f"{key}: {value!r:.80} is no number, text, list or mapping of such") from None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: paths, and the numbers and arrays of NumPy and torch."""
+    return str(value) if isinstance(value, Path) else value.tolist()
+
+
+def read_flags(args: Sequence[str]) -> Config:
+    """Settings from flags, and the files that `--config` among them names.
+
+    Raises:
+        ConfigError: names the wrong setting and the files.
+    """
+    # Under a name of our own: others in this process may read their YAML with jsonargparse, too.
+    jsonargparse.set_loader("distill", lambda text: refuse_mixed(_load_yaml(text)), exceptions=(ValueError,))
+    jsonargparse.set_parsing_settings(subclasses_disabled=[Settings])  # a section has one type: no class names in YAML
+    parser = jsonargparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, parser_mode="distill"
+    )
+    parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
+    parser.add_class_arguments(Config)
+    args = list(args)
+    files = [v for k, v in itertools.pairwise(args) if k in ("-c", "--config")]
+    files += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    try:
         for file in map(Path, files):
             if file.exists() and (not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES):
                 raise ConfigError(f"{file}: is not a file of at most {MAX_CONFIG_BYTES} bytes")
@@ -123,8 +187,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
         config: Config = _instantiate(Config, settings)
     except (jsonargparse.ArgumentError, ConfigError) as error:
         where = f" (in {', '.join(files)} or the flags)" if files else ""
-        say(f"distill: error: {_one_line(str(error))}{where}", sys.stderr)
-        sys.exit(2)
+        raise ConfigError(f"{_one_line(str(error))}{where}") from error
     return config
 
 

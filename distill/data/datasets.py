@@ -19,7 +19,7 @@ from distill.data.synthetic import scene, shapes
 from distill.data.transforms import resize_labels
 from distill.errors import ConfigError
 from distill.text import harmless, printable
-from distill.visualize import decoded_pixels, made_up_palette
+from distill.visualize import decoded_pixels, made_up_palette, own_pixel_limit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -235,12 +235,12 @@ def _match(images: Path, masks: Path) -> list[tuple[Path, Path]]:
 
 def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
     """Reads the header only."""
-    Image.MAX_IMAGE_PIXELS = None  # our own limit, from the settings, holds instead
     try:
         size = path.stat().st_size  # 0 for a pipe, too, which would be waited for
         if not 0 < size <= 8 * max_pixels + 1_000_000:
             raise OSError(f"it has {size:,} bytes, more than data.max_pixels can take" if size else "it is empty")
-        image = Image.open(path, formats=formats)
+        with own_pixel_limit():
+            image = Image.open(path, formats=formats)
         if decoded_pixels(image) > max_pixels:  # before anything decodes it, as looking for tags does in a PNG
             tiles = f" in tiles of {decoded_pixels(image):,}" if image.width * image.height <= max_pixels else ""
             more = f"is {_size(image)}{tiles}, more than data.max_pixels {max_pixels}"

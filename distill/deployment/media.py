@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 
 from distill.deployment import sandbox
 from distill.errors import ConfigError
-from distill.visualize import decoded_pixels
+from distill.visualize import decoded_pixels, own_pixel_limit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -144,12 +144,13 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         ConfigError: not an image, damaged, of more than 16 bits, or too large.
     """
-    Image.MAX_IMAGE_PIXELS = None  # our own limit holds instead
     try:
         size = path.stat().st_size  # 0 for a pipe, too, which would be waited for
         if not 0 < size <= 8 * max_pixels + 1_000_000:
             raise ConfigError(f"{path}: has {size:,} bytes, {'more than an image takes' if size else 'it is empty'}")
-        with Image.open(path, formats=FORMATS) as image:
+        with own_pixel_limit():
+            opened = Image.open(path, formats=FORMATS)
+        with opened as image:
             if decoded_pixels(image) > max_pixels:
                 tiles = f" in tiles of {decoded_pixels(image):,}" if image.width * image.height <= max_pixels else ""
                 more = f"more than {max_pixels:,} pixels; --max_pixels allows more"
