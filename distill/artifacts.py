@@ -19,9 +19,10 @@ from distill.deployment.int8 import quantize_onnx
 from distill.deployment.latency import benchmark
 from distill.deployment.onnx_export import export_onnx, is_fixed
 from distill.errors import ExportError
-from distill.models.network import Network
+from distill.models import Network, OwnNetwork
 from distill.storage import sha256, write_json
 from distill.training.context import Run
+from distill.visualize import Palette
 
 
 def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> dict[str, Any]:
@@ -33,23 +34,23 @@ def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) ->
     config, splits, folder = run.config.export, run.splits, run.config.folder / "student"
     path, network = folder / "model.onnx", networks["student"]
     weights = sha256(folder / "model.safetensors")
-    metadata = {
-        "classes": splits.classes,
-        "palette": splits.palette,
-        "void": VOID,
-        "mean": (network.mean / 255).flatten().tolist(),
-        "std": (network.std / 255).flatten().tolist(),
-        "stride": network.stride,
+    metadata = about(network, splits.palette) | {
         "weights_sha256": weights,
         "mean_iou": results["student"]["mean_iou"],
-        "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
     }
 
     def as_onnx() -> dict[str, Any]:
         run.say("exporting to ONNX")
         twin = copy.deepcopy(network)  # it moves to the CPU
-        fixed = list(splits.val.read(0)[1].shape) if is_fixed(twin) else None
-        return export_onnx(twin, path, splits.val, config, metadata) | {"fixed_size": fixed}
+        try:
+            proof = export_onnx(twin, path, splits.val, config, metadata)
+        except ExportError as error:
+            if not isinstance(twin, OwnNetwork):
+                raise
+            run.say(f"{error}; trying again for one size of images")
+            twin.fixed_size = True
+            proof = export_onnx(twin, path, splits.val, config, metadata)
+        return proof | {"fixed_size": list(splits.val.read(0)[1].shape) if is_fixed(twin) else None}
 
     wanted = {"weights_sha256": weights, "opset": config.opset, "output": config.output}
     small, half = folder / "model.int8.onnx", folder / "model.fp16.onnx"
@@ -71,10 +72,27 @@ def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) ->
         wanted = source | {"files": {name: sha256(file) for name, file in files.items()}}
         pair = {name: copy.deepcopy(networks[name]).cpu() for name in ("teacher", "student")}
         threads = sorted({1, os.cpu_count() or 1})
-        found["latency"] = _once(
-            path, folder / "latency.json", wanted, lambda: benchmark(pair, files, splits.val.read(0)[0], threads)
-        )
+        image, record = splits.val.read(0)[0], folder / "latency.json"
+        try:
+            found["latency"] = _once(path, record, wanted, lambda: benchmark(pair, files, image, threads))
+        except ExportError as error:
+            if not isinstance(networks["teacher"], OwnNetwork):
+                raise
+            run.say(f"export.benchmark: the teacher's ONNX file is needed for it: {error}")
     return found
+
+
+def about(network: Network, palette: Palette) -> dict[str, Any]:
+    """What a file says of itself: classes, colors, and what it does to an image."""
+    return {
+        "classes": network.classes,
+        "palette": [list(color) for color in palette],
+        "void": VOID,
+        "mean": (network.mean / 255).flatten().tolist(),
+        "std": (network.std / 255).flatten().tolist(),
+        "stride": network.stride,
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+    }
 
 
 def loses_too_much(found: dict[str, Any]) -> bool:
@@ -105,9 +123,9 @@ def _in_8_bits(
         before = json.loads(record.read_text()) if record.is_file() and small.is_file() else {"mean_iou": -1.0}
         with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as scratch:  # not in what is published
             file, result = Path(scratch) / "model.onnx", Path(scratch) / small.name
-            about = metadata | {"weights_sha256": tuned_sha256}
+            described = metadata | {"weights_sha256": tuned_sha256}
             try:
-                export_onnx(copy.deepcopy(tuned), file, splits.val, config, about, sizes=())
+                export_onnx(copy.deepcopy(tuned), file, splits.val, config, described, sizes=())
                 found = quantize_onnx(file, result, splits.train, splits.val, None, *limits, run.say, reference=path)
             except ExportError:
                 if "sha256" not in before:

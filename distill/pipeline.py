@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,20 +20,19 @@ import torch
 from accelerate import Accelerator
 
 from distill import models
-from distill.artifacts import exported, loses_too_much, refused
-from distill.config.schema import Config, NetworkConfig, dump
+from distill.artifacts import exported, loses_too_much
+from distill.config.schema import OWN, Config, NetworkConfig, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.data.class_weights import class_weights
 from distill.deployment.onnx_export import refuse_several_sizes
-from distill.errors import ConfigError, ExportError, Stopped
+from distill.errors import ConfigError, Stopped
 from distill.models.network import Network
 from distill.models.smp_files import FILES
 from distill.reporting.results import collect, finish
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
-from distill.text import say
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
-from distill.training.distributed import from_main, on_all, on_main, start, stop_on_signal
+from distill.training.distributed import from_main, on_all, on_main, started
 from distill.training.objective import build_objective
 from distill.training.provenance import (
     RECORD,
@@ -49,36 +47,36 @@ from distill.training.rank_failures import lost_are_named
 from distill.training.teacher import Teacher, check_teacher
 from distill.training.trainer import train
 
-EXIT_REFUSED = 3  # all is done and reported, but a file that was asked for is not fit to be published
-EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
 CHECKED = "checked.json"
 FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cut off before it had settings
 
 
-def main(config: Config, action: Callable[[Config], Any] | None = None) -> int:
-    """Runs everything (or another action); returns the exit code. Bad input becomes one line."""
-    try:
-        found = (action or distil)(config)
-    except (ConfigError, ExportError, FloatingPointError, OSError) as error:
-        # What a worker raised comes with its traceback; the last line is ours.
-        text = str(error).strip()
-        if "Traceback" in text:
-            text = text.splitlines()[-1].split("Error: ")[-1]
-        say(f"distill: error: {text}", sys.stderr)
-        return 1
-    except Stopped as stopped:
-        say(f"distill: {stopped}", sys.stderr)
-        return EXIT_STOPPED
-    return EXIT_REFUSED if isinstance(found, dict) and refused(found) else 0
+def distil(
+    config: Config,
+    stop: Callable[[], bool] = lambda: False,
+    splits: Splits | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Runs every stage and returns the results.
 
+    Args:
+        config: the settings.
+        stop: asked at every step whether to save the state and stop.
+        splits: the data, if it is handed over.
+        own: modules handed over, as `teacher` and `student`; the student gets the weights that the run began with.
 
-def distil(config: Config) -> dict[str, Any]:
-    """Runs every stage and returns the results."""
-    with opened(config) as run:
+    Raises:
+        ConfigError: bad input of any kind.
+        ExportError: the student's architecture takes one size of images, and they have several.
+        Stopped: `stop` said so; the same call goes on from there.
+    """
+    with opened(config, stop, splits, own) as run:
         config, accelerator = run.config, run.accelerator
         if config.export.enabled:  # not hours later
             on_main(accelerator, lambda: refuse_several_sizes(config.student.arch, run.splits.val))
         held = on_main(accelerator, lambda: take_folder(run))  # noqa: F841  stays open
+        if "student" in run.own:
+            on_main(accelerator, lambda: begin_alike(run))
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:
             networks["baseline"] = stage(run, "baseline")
@@ -112,26 +110,30 @@ def export(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> d
 
 
 @contextmanager
-def opened(config: Config) -> Iterator[Run]:
+def opened(
+    config: Config,
+    stop: Callable[[], bool] = lambda: False,
+    data: Splits | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> Iterator[Run]:
     """What stages share: processes, and data and settings that were found to be right."""
-    accelerator = start(config)
-    try:
-        with lost_are_named(config.timeout_seconds):
-            splits = on_all(accelerator, lambda: open_splits(config.data))
-            run = Run(config, accelerator, splits, stop_on_signal())
-            record = config.folder / CHECKED
-            run.checked = on_all(accelerator, lambda: check_once(splits, config.data, record, run.progress, run.say))
-            run.config = with_class_weights(config, splits)
-            try_build(run.config, splits.classes)
-            more = f" ({len(splits.unlabelled)} more without labels)" if splits.unlabelled else ""
-            run.say(
-                f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
-                f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
-                f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
-            )
-            yield run
-    finally:
-        accelerator.end_training()
+    with started(config) as accelerator, lost_are_named(config.timeout_seconds):
+        splits = data or on_all(accelerator, lambda: open_splits(config.data))
+        run = Run(config, accelerator, splits, stop, own=own or {})
+        record = config.folder / CHECKED
+        run.checked = on_all(accelerator, lambda: check_once(splits, config.data, record, run.progress, run.say))
+        if data:
+            sizes = {"train": len(data.train), "val": len(data.val)}
+            run.checked = {"contents": {f"data.{name}_files": f"{size} items" for name, size in sizes.items()}}
+        run.config = with_class_weights(config, splits)
+        try_build(run.config, splits.classes, run.own)
+        more = f" ({len(splits.unlabelled)} more without labels)" if splits.unlabelled else ""
+        run.say(
+            f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
+            f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
+            f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
+        )
+        yield run
 
 
 def precision(accelerator: Accelerator) -> torch.dtype | None:
@@ -172,12 +174,16 @@ def count_classes(splits: Splits) -> torch.Tensor:
     return counts
 
 
-def try_build(config: Config, classes: list[str]) -> None:
+def try_build(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> None:
     """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained."""
+    networks = {}
+    for name, wanted in (("teacher", config.teacher), ("student", config.student)):
+        with torch.device("cpu" if wanted.arch == OWN else "meta"):
+            networks[name] = models.build(replace(wanted, encoder_weights=None), classes, (own or {}).get(name))
+        if isinstance(network := networks[name], models.OwnNetwork):
+            network.try_out(config.data.crop_size)
+    teacher, student = networks["teacher"], networks["student"]
     with torch.device("meta"):
-        teacher, student = (
-            models.build(replace(n, encoder_weights=None), classes) for n in (config.teacher, config.student)
-        )
         build_objective(config, student, teacher)
         if config.baseline.enabled or config.teacher.checkpoint is None:
             build_objective(config, student, None)
@@ -193,8 +199,9 @@ def take_folder(run: Run) -> IO[str]:
         raise ConfigError(f"{folder}: holds something else than a run; set another --name or --output_dir")
     held = lock(folder)
     remove_leftovers(folder)
-    if config.teacher.checkpoint and (teacher_folder(config) / "model.safetensors").is_file():
-        compare_teacher(config)
+    elsewhere = config.teacher.checkpoint and (teacher_folder(config) / "model.safetensors").is_file()
+    if elsewhere or "teacher" in run.own:
+        compare_teacher(run)
     states = {path.name: Checkpoints(path, {}, {}, 1).last_settings() for path in (folder / "training").glob("*")}
     underway = {name: settings for name, settings in states.items() if settings}
     notes = compare_folder(config, run.accelerator.num_processes, run.files, underway)
@@ -204,10 +211,23 @@ def take_folder(run: Run) -> IO[str]:
     return held
 
 
+def begin_alike(run: Run) -> None:
+    """Gives a student that was handed over the weights that the run began with, whatever was drawn for it this time."""
+    folder, own, config = run.config.folder / "initial", run.own["student"], run.config.student
+    network = models.build(config, run.splits.classes, own)
+    if not folder.is_dir():
+        publish(folder, lambda temporary: models.save(network, temporary), size_of(network.state_dict()))
+    about = (run.splits.classes, config.mean, config.std, own, config.options)
+    own.load_state_dict(models.load(folder, *about).model.state_dict())
+
+
 def load_teacher(run: Run) -> Network:
     """The teacher that the settings name, or the one trained here; scored before anything is learnt from it."""
     config, wanted = run.config, run.config.teacher
-    if wanted.checkpoint is None:
+    if own := run.own.get("teacher"):
+        network, source = models.build(wanted, run.splits.classes, own).to(run.accelerator.device).eval(), "handed over"
+        on_main(run.accelerator, lambda: keep_teacher(run, network))
+    elif wanted.checkpoint is None:
         network, source = stage(run, "teacher"), str(config.folder / "teacher")
     else:
         source = from_main(run.accelerator, lambda: str(teacher_folder(config)))
@@ -216,7 +236,7 @@ def load_teacher(run: Run) -> Network:
     scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
     run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
     images = run.accelerator.num_processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
-    trial = wanted.checkpoint is None and images * wanted.max_train_steps < len(run.splits.train)
+    trial = wanted.checkpoint is None and not own and images * wanted.max_train_steps < len(run.splits.train)
     try:
         check_teacher(scores, source)
     except ConfigError as error:
@@ -228,27 +248,30 @@ def load_teacher(run: Run) -> Network:
 
 def keep_teacher(run: Run, network: Network) -> None:
     """A copy of a teacher from elsewhere in the run's folder, beside that by which it is known again."""
-    folder, settings = run.config.folder / "teacher", teacher_settings(run.config)
-    if changed := compare_teacher(run.config):
+    folder, settings = run.config.folder / "teacher", teacher_settings(run)
+    if changed := compare_teacher(run):
         run.say(f"teacher: another than before, as allow_change says ({', '.join(changed)})")
         shutil.rmtree(folder)
     if not (folder / RECORD).is_file():
-        write_stage(run, "teacher", network, settings, {"source": str(teacher_folder(run.config))})
+        source = "handed over" if "teacher" in run.own else str(teacher_folder(run.config))
+        write_stage(run, "teacher", network, settings, {"source": source})
     elif unknown := not_compared(json.loads((folder / RECORD).read_text())["settings"], settings):
         run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
 
 
-def compare_teacher(config: Config) -> dict[str, list[Any]]:
+def compare_teacher(run: Run) -> dict[str, list[Any]]:
     """The allowed differences between a teacher from elsewhere and the one that the run began with, if it has."""
-    record = config.folder / "teacher" / RECORD
+    record = run.config.folder / "teacher" / RECORD
     there = json.loads(record.read_text())["settings"] if record.is_file() else None
-    settings = teacher_settings(config)
-    return refuse_other_settings(record.parent, there, settings, config.allow_change) if there is not None else {}
+    settings = teacher_settings(run)
+    return refuse_other_settings(record.parent, there, settings, run.config.allow_change) if there is not None else {}
 
 
-def teacher_settings(config: Config) -> dict[str, Any]:
+def teacher_settings(run: Run) -> dict[str, Any]:
     """By what a teacher from elsewhere is known again."""
-    source = teacher_folder(config)
+    if own := run.own.get("teacher"):
+        return {"teacher.checkpoint": models.fingerprint(own)}
+    source = teacher_folder(run.config)
     return {"teacher.checkpoint": sha256(source / "model.safetensors"), "teacher.files": network_files(source)}
 
 
@@ -292,7 +315,8 @@ def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | 
 
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
     """The network of a folder that only the main process needs to see; the others get its files from there."""
-    accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std)
+    own = run.own.get("student") if wanted is run.config.student else None
+    accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std, own, wanted.options)
     network = on_main(accelerator, lambda: models.load(folder, *about))
     if accelerator.num_processes > 1:
         paths = (folder / name for name in FILES)

@@ -13,7 +13,7 @@ import math
 import random
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -120,7 +120,9 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
-def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) -> list[dict[str, Any]]:
+def sweep(
+    config: Config, trials: Sequence[Trial], configs: Sequence[Config], stop: Callable[[], bool] = lambda: False
+) -> list[dict[str, Any]]:
     """Trains every trial that nobody else is at work on, and returns the scores of all that are there."""
     # Only now: it imports torch.
     from distill import pipeline
@@ -134,7 +136,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
         """The right to work on a trial, as long as the file is open; only the main process holds it."""
         return on_main(run.accelerator, lambda: lock(config.folder / "locks" / name))
 
-    with pipeline.opened(config) as run:
+    with pipeline.opened(config, stop) as run:
         for trial_config in configs:
             pipeline.try_build(trial_config, run.splits.classes)
             if trial_config.data != config.data:

@@ -19,7 +19,7 @@ _opening = Lock()
 
 @contextmanager
 def own_pixel_limit() -> Iterator[None]:
-    """Has PIL open a file whose size the caller limits: its own limit holds for the whole process, so it is put back."""
+    """Lets PIL open a file whose size the caller limits; PIL's own limit, the whole process's, is put back after."""
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

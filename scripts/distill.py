@@ -7,14 +7,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script's own folder comes first on the path, and there this file would hide the package of the same name.
+    # A script's own folder comes first on the path, and there distill.py would hide the package of the same name.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from distill.training.launcher import follow
+    from distill.cli import train
 
-    follow()  # before anything takes its time
-    from distill.config.parse import parse
-
-    config = parse()
-    from distill.pipeline import main  # only now: it imports torch
-
-    sys.exit(main(config))
+    sys.exit(train(sys.argv[1:], "distill.py"))

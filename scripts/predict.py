@@ -9,6 +9,6 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script's own folder comes first on the path, and there distill.py would hide the package of the same name.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from distill.deployment.predict import main
+    from distill.cli import predict
 
-    sys.exit(main())
+    sys.exit(predict(sys.argv[1:], "predict.py"))

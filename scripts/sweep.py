@@ -7,13 +7,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    # A script's own folder comes first on the path, and there distill.py would hide the package of the same name.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from distill.training.launcher import follow
+    from distill.cli import sweep
 
-    follow()  # before anything takes its time
-    from distill.sweep import command_line, sweep
-
-    config, trials, configs = command_line(sys.argv[1:])
-    from distill.pipeline import main  # only now: it imports torch
-
-    sys.exit(main(config, lambda config: sweep(config, trials, configs)))
+    sys.exit(sweep(sys.argv[1:], "sweep.py"))

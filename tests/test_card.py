@@ -11,9 +11,10 @@ from conftest import tiny_config
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from distill.cli import run_here as main
 from distill.config.parse import parse
 from distill.errors import ConfigError
-from distill.pipeline import distil, main
+from distill.pipeline import distil
 from distill.reporting import model_card
 from distill.reporting.report import write_report
 

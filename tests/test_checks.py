@@ -11,9 +11,9 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
+from distill.cli import run_here as main
 from distill.data import check_once, open_splits
 from distill.errors import ConfigError
-from distill.pipeline import main
 
 
 def look(camvid, folder, **settings) -> tuple[int, list[str], dict]:

@@ -8,10 +8,12 @@ import pytest
 from conftest import tiny_config
 
 from distill import artifacts, models
+from distill.cli import EXIT_REFUSED, exit_code
+from distill.cli import run_here as main
 from distill.deployment import onnx_export
 from distill.deployment.latency import RATIOS
 from distill.errors import ExportError
-from distill.pipeline import EXIT_REFUSED, distil, main
+from distill.pipeline import distil
 from distill.reporting import report
 
 SETTINGS = {
@@ -133,5 +135,5 @@ def test_the_reason_of_a_refused_file_is_recorded_and_ends_with_a_code_of_its_ow
     assert found == {"onnx": {"error": "model.onnx: not published"}}
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
     assert report.files(found) == ["No file for onnxruntime: model.onnx: not published"]
-    assert main(config, lambda _: found | {"classes": ["error"]}) == EXIT_REFUSED
+    assert exit_code(lambda stop: found | {"classes": ["error"]}) == EXIT_REFUSED
     assert main(config, lambda _: {"onnx": {"sha256": "0"}, "classes": []}) == 0

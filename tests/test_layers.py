@@ -18,7 +18,7 @@ ORDER = (
     {"training"},
     {"reporting", "artifacts"},
     {"pipeline"},
-    {"sweep"},
+    {"sweep", "handover", "benchmark"},
     {"api"},
     {"cli"},
     {"__main__"},

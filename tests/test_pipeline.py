@@ -14,11 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill import storage
 from distill.batch import UNLABELLED
+from distill.cli import run_here as main
 from distill.config.parse import parse
 from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.metrics import Scores
-from distill.pipeline import distil, main
+from distill.pipeline import distil
 from distill.training import teacher, trainer
 
 

@@ -11,11 +11,11 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
+from distill.cli import run_here as main
 from distill.config.parse import parse
 from distill.data import open_splits
 from distill.deployment import predict
 from distill.errors import ConfigError
-from distill.pipeline import main
 from distill.text import cell, harmless, printable
 
 RED = "\x1b[31mred\x1b]0;title\x07"

@@ -169,9 +169,7 @@ def read_flags(args: Sequence[str]) -> Config:
     # Under a name of our own: others in this process may read their YAML with jsonargparse, too.
     jsonargparse.set_loader("distill", lambda text: refuse_mixed(_load_yaml(text)), exceptions=(ValueError,))
     jsonargparse.set_parsing_settings(subclasses_disabled=[Settings])  # a section has one type: no class names in YAML
-    parser = jsonargparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, exit_on_error=False, parser_mode="distill"
-    )
+    parser = jsonargparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False, parser_mode="distill")
     parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
     parser.add_class_arguments(Config)
     args = list(args)

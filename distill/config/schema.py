@@ -15,6 +15,8 @@ import yaml
 from distill.losses.sections import TermsConfig
 from distill.losses.validation import Settings
 
+OWN = "own"  # in place of a name: handed over in Python, see `distill.distill`
+
 
 @dataclass
 class DataConfig(Settings):
@@ -22,7 +24,7 @@ class DataConfig(Settings):
 
     Args:
         format: `synthetic` (drawn scenes, no files), `camvid` (`train/`, `trainannot/`, `val/`, `valannot/`) or
-            `folders` (any two folders a split, matched by stem).
+            `folders` (any two folders a split, matched by stem); `own` in Python only, where data sets are handed over.
         root: folder of the data set; relative paths below start here.
         train_images: format `folders`: folder of the training images.
         train_masks: format `folders`: folder of the training masks (8-bit PNG, one class id a pixel).
@@ -51,7 +53,7 @@ class DataConfig(Settings):
             process itself.
     """
 
-    format: Literal["synthetic", "camvid", "folders"] = "synthetic"
+    format: Literal["synthetic", "camvid", "folders", "own"] = "synthetic"
     root: str = "."
     train_images: str = "train/images"
     train_masks: str = "train/masks"
@@ -101,7 +103,8 @@ class NetworkConfig(Settings):
     """A network by the names of segmentation_models_pytorch, and how long it is trained.
 
     Args:
-        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …
+        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …; `own` in Python only, for a network
+            that is handed over.
         encoder_name: encoder: any of SMP's, or any of timm's as `tu-<name>`.
         encoder_weights: pretrained encoder weights: null (from scratch) or a name such as `imagenet` (downloaded).
         options: further arguments of the architecture, such as `{decoder_pyramid_channels: 64}`.

@@ -7,14 +7,14 @@ A new layout on disk is a function that lists pairs, and an entry in `open_split
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from distill.batch import MAX_CLASSES, UNLABELLED, VOID
-from distill.config.schema import DataConfig
+from distill.config.schema import OWN, DataConfig
 from distill.data.synthetic import scene, shapes
 from distill.data.transforms import resize_labels
 from distill.errors import ConfigError
@@ -49,12 +49,14 @@ class Dataset:
         read: index → image uint8 `[H, W, 3]` RGB and mask uint8 `[H, W]` of class ids or `VOID`.
         files: the files behind each item; empty if it has none.
         inspect: index → raises ConfigError if the item's files are not what they should be, without decoding them.
+        drawn: as `read`, for data sets that augment: draws from the global generators, which the caller seeds.
     """
 
     names: list[str]
     read: Callable[[int], Pair]
     files: list[tuple[Path, ...]]
     inspect: Callable[[int], None]
+    drawn: Callable[[int], Pair] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,6 +97,8 @@ def open_splits(config: DataConfig) -> Splits:
     Raises:
         ConfigError: a missing folder, an image without mask, an empty split, no or too many classes.
     """
+    if config.format == OWN:
+        raise ConfigError(f"data.format: {OWN!r} is data handed over in Python; call distill.distill as before")
     if config.format == "synthetic":
         classes: Sequence[str] = shapes.CLASSES
         palette: Sequence[Sequence[int]] = shapes.PALETTE
@@ -117,6 +121,20 @@ def open_splits(config: DataConfig) -> Splits:
         if not root.is_dir():
             raise ConfigError(f"data.root: {root} is not a folder")
         train, val = (_files(config, root / images, root / masks, len(classes), void) for images, masks in folders)
+    train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
+    unlabelled = _unlabelled(config, Path(config.root) / config.unlabelled) if config.unlabelled else None
+    return Splits(train, val, *check_classes(classes, palette), unlabelled)
+
+
+def check_classes(
+    classes: Sequence[str], palette: Sequence[Sequence[int]] | None
+) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Class names and colors, if they can be some; colors are made up if there are none.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    palette = palette or made_up_palette(len(classes))
     if bad := [name for name in classes if not harmless(name)]:
         raise ConfigError(f"data.classes: {bad[0]!r} has a control character or is not UTF-8; rename it")
     if len(classes) < 2:
@@ -127,10 +145,7 @@ def open_splits(config: DataConfig) -> Splits:
         raise ConfigError(f"data.classes: {len(classes)} classes; masks of 8 bits hold at most {MAX_CLASSES}")
     if len(palette) != len(classes) or any(len(color) != 3 for color in palette):
         raise ConfigError(f"data.palette: needs {len(classes)} colours [r, g, b], one a class; has {len(palette)}")
-    colors = [(int(r), int(g), int(b)) for r, g, b in palette]
-    train, val = _first(train, config.max_train_samples), _first(val, config.max_eval_samples)
-    unlabelled = _unlabelled(config, Path(config.root) / config.unlabelled) if config.unlabelled else None
-    return Splits(train, val, list(classes), colors, unlabelled)
+    return list(classes), [(int(r), int(g), int(b)) for r, g, b in palette]
 
 
 def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:
@@ -288,10 +303,11 @@ def _cached(read: Callable[[int], Pair]) -> Callable[[int], Pair]:
     return remember
 
 
-def _first(dataset: Dataset, count: int | None) -> Dataset:
+def first(dataset: Dataset, count: int | None) -> Dataset:
+    """The first so many items; all if there is no count."""
     if count is None or count >= len(dataset):
         return dataset
-    return Dataset(dataset.names[:count], dataset.read, dataset.files[:count], dataset.inspect)
+    return replace(dataset, names=dataset.names[:count], files=dataset.files[:count])
 
 
 def _size(image: Image.Image) -> str:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from distill.batch import Batch
 from distill.data.datasets import Dataset
+from distill.data.own import seeded
 from distill.data.transforms import Transform
 from distill.errors import ConfigError
 
@@ -86,7 +87,11 @@ class View(TorchDataset):
 
     def __getitem__(self, key: Key) -> tuple[np.ndarray, np.ndarray, str]:
         epoch, index = key
-        image, mask = self.dataset.read(index)
+        if self.dataset.drawn:
+            with seeded(self.seed, epoch, index):
+                image, mask = self.dataset.drawn(index)
+        else:
+            image, mask = self.dataset.read(index)
         if self.transform:
             try:
                 image, mask = self.transform(image, mask, (self.seed, epoch, index))

@@ -23,8 +23,6 @@ from distill.batch import VOID
 from distill.config.schema import DataConfig
 from distill.errors import ConfigError
 
-cv2.setNumThreads(0)  # its threads and those of torch get in each other's way
-
 # Every transform of images and masks but the one that takes code, base classes and those of volumes.
 TRANSFORMS: dict[str, Any] = {
     name: cls
@@ -62,8 +60,13 @@ def build_transform(config: DataConfig) -> Transform:
 
     def transform(image: np.ndarray, mask: np.ndarray, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         sequence = np.random.SeedSequence(list(key))
+        threads = cv2.getNumThreads()  # of the process, which may use OpenCV for other things
+        cv2.setNumThreads(0)  # its threads and those of torch get in each other's way, and survive no fork
         compose.set_random_state(np.random.default_rng(sequence), random.Random(int(sequence.generate_state(1)[0])))
-        result = compose(image=image, mask=mask)
+        try:
+            result = compose(image=image, mask=mask)
+        finally:
+            cv2.setNumThreads(threads)
         return result["image"], result["mask"]
 
     return transform

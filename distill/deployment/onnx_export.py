@@ -27,7 +27,7 @@ from distill.data import Dataset
 from distill.deployment.onnx_ops import TRANSLATIONS, pad_to_stride
 from distill.errors import ExportError
 from distill.metrics import Scores, confusion_matrix
-from distill.models.network import FIXED_SIZE, Network, streamlined
+from distill.models import FIXED_SIZE, Network, OwnNetwork, streamlined
 from distill.storage import sha256
 
 MIN_AGREEMENT = 0.9999
@@ -146,6 +146,13 @@ def export_onnx(
         if faults := proof.faults():
             raise ExportError(f"{path}: not published, it differs from the network: {'; '.join(faults)}")
         temporary.replace(path)
+    except (ExportError, OSError):
+        raise
+    except Exception as error:
+        if not isinstance(network, OwnNetwork):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ExportError(f"{path}: {network.kind} cannot be exported ({reason})") from error
     finally:
         for file in (temporary, whole):
             file.unlink(missing_ok=True)
@@ -198,7 +205,7 @@ def write_onnx(
 
 def is_fixed(network: Network) -> bool:
     """Whether the file works for one image size only."""
-    return type(network.model).__name__.lower() in FIXED_SIZE
+    return getattr(network, "fixed_size", type(network.model).__name__.lower() in FIXED_SIZE)
 
 
 def refuse_several_sizes(arch: str, dataset: Dataset) -> None:
@@ -248,7 +255,11 @@ def prove(network: Network, path: Path, whole: Path, dataset: Dataset, sizes: Se
         x = torch.tensor(image).permute(0, 3, 1, 2)
         try:
             logits = network(x).upsampled()
-        except ValueError:  # torch's group norm refuses one image whose map is one pixel: nothing to compare with
+        except (ValueError, RuntimeError) as error:
+            # torch's group norm refuses one image whose map is one pixel, modules of somebody's own refuse other sizes:
+            # nothing to compare with.
+            if isinstance(error, RuntimeError) and not isinstance(network, OwnNetwork):
+                raise
             if (mask != VOID).any():
                 raise
             refused.append(shape[1:])

@@ -49,7 +49,7 @@ class Segmenter(Protocol):
         """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
 
 
-def open_model(path: Path, threads: int = 0, trusted: bool = False) -> Segmenter:
+def open_model(path: str | Path, threads: int = 0, trusted: bool = False) -> Segmenter:
     """A network from wherever it lies.
 
     Args:
@@ -60,6 +60,7 @@ def open_model(path: Path, threads: int = 0, trusted: bool = False) -> Segmenter
     Raises:
         ConfigError: none of these, or one that cannot be used.
     """
+    path = Path(path)
     if (path / "student").is_dir():
         path = path / "student"
         if (path / "model.onnx").is_file():

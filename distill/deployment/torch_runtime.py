@@ -1,4 +1,4 @@
-"""A folder written by SMP's `save_pretrained`, asked like an ONNX file."""
+"""Networks in torch, such as those in a folder written by SMP's `save_pretrained`, asked like an ONNX file."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ import torch
 from distill import models
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
+from distill.models import Network
 from distill.visualize import made_up_palette
 
 
-class SmpFolder:
-    """The network in a folder, on the GPU if there is one; see `deployed.Segmenter`.
-
-    Normalisation is that of the folder's `albumentations_config_eval.json`, ImageNet's if it has none; colours are
-    made up.
+class TorchSegmenter:
+    """A network on the GPU, if there is one; see `runtime.Segmenter`. Colours are made up.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`, and `id2label.json` if the classes have names.
+        network: the network.
+        name: what it is called in messages.
+        named: whether its classes have names.
     """
 
-    def __init__(self, folder: Path):
-        usual = NetworkConfig()
-        self.folder, self.named = folder, (folder / "id2label.json").is_file()
-        self.network = models.load(folder, None, usual.mean, usual.std)
-        self.classes = self.network.classes
+    def __init__(self, network: Network, name: str, named: bool = True):
+        self.network, self.name, self.named = network.eval(), name, named
+        self.classes = network.classes
         self.palette = made_up_palette(len(self.classes))
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         self.lock = Lock()  # torch spreads one image over the cores; several at once would only share them
@@ -50,4 +48,19 @@ class SmpFolder:
                 return self.network(batch).upsampled()[0]
         except Exception as error:  # some networks take one size only, and memory ends
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ConfigError(f"{self.folder}: failed on an image of {image.shape}: {reason}") from error
+            raise ConfigError(f"{self.name}: failed on an image of {image.shape}: {reason}") from error
+
+
+class SmpFolder(TorchSegmenter):
+    """The network in a folder written by SMP's `save_pretrained`.
+
+    Normalisation is that of the folder's `albumentations_config_eval.json`, ImageNet's if it has none.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, and `id2label.json` if the classes have names.
+    """
+
+    def __init__(self, folder: Path):
+        usual = NetworkConfig()
+        named = (folder / "id2label.json").is_file()
+        super().__init__(models.load(folder, None, usual.mean, usual.std), str(folder), named)

@@ -3,21 +3,22 @@
 from distill.models.network import (
     FIXED_SIZE,
     Network,
-    build,
     count_flops,
     count_parameters,
     freeze_unused,
-    load,
     save,
     streamlined,
 )
+from distill.models.own import OwnNetwork, build, fingerprint, load
 
 __all__ = [
     "FIXED_SIZE",
     "Network",
+    "OwnNetwork",
     "build",
     "count_flops",
     "count_parameters",
+    "fingerprint",
     "freeze_unused",
     "load",
     "save",

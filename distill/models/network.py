@@ -127,6 +127,12 @@ class Network(nn.Module):
             {name: maps[name] for name in features},
         )
 
+    def save_weights(self, folder: Path) -> None:
+        """Writes the weights, and what the network is built with, as SMP does."""
+        # SMP writes a model card with a licence of its own choosing beside the weights; that file is replaced by ours.
+        self.model.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)
+
 
 class _FpnLogits(nn.Module):
     """SMP's FPN decoder and the 1×1 convolution of its head, with less to upsample.
@@ -214,9 +220,7 @@ def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
 
 def save(network: Network, folder: Path) -> None:
     """Weights and class names into a folder that `smp.from_pretrained` and `load` read."""
-    # SMP writes a model card with a licence of its own choosing beside the weights; that file is replaced by ours.
-    network.model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)
+    network.save_weights(folder)
     names = {str(i): name for i, name in enumerate(network.classes)}
     (folder / "id2label.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n")
 
@@ -312,7 +316,14 @@ def count_parameters(network: nn.Module) -> int:
 
 def count_flops(network: Network, size: Sequence[int]) -> int:
     """Floating point operations (2 a multiply-add) for one image of `size`; convolutions and products only."""
-    twin = copy.deepcopy(network).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(torch.zeros(1, 3, *size, device="meta"))
-    return int(counter.get_total_flops())
+
+    def count(twin: Network) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            twin.eval()(torch.zeros(1, 3, *size, device=twin.mean.device))
+        return int(counter.get_total_flops())
+
+    twin = copy.deepcopy(network)
+    try:
+        return count(twin.to("meta"))
+    except Exception:  # a module of somebody's own may make tensors on a device of its choice
+        return count(copy.deepcopy(network))

@@ -39,6 +39,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ConfigError(f"{folder}: holds no {name}; {expected}{runs}")
     path = folder / "config.json"
     config = {"classes": 1, "in_channels": 3} | _read_object(path)
+    if "own_module" in config:
+        raise ConfigError(
+            f"{path}: holds the weights of {config['own_module']!r:.60}, a module handed over in Python; "
+            f"read it with distill.load(folder, module=…), or take the ONNX file"
+        )
     for name, kind in (("_model_class", str), ("encoder_name", str), ("classes", int), ("in_channels", int)):
         if type(config.get(name)) is not kind:
             raise ConfigError(f"{path}: {name}: {config.get(name)!r}; expected what SMP's save_pretrained writes")

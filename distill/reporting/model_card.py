@@ -43,7 +43,7 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
         metric_value=round(student["mean_iou"], 4),
     )
     header = ModelCardData(
-        library_name="segmentation-models-pytorch",
+        library_name="pytorch" if "module" in student else "segmentation-models-pytorch",
         pipeline_tag="image-segmentation",
         tags=["semantic-segmentation", "knowledge-distillation", *(["onnx"] if _has_onnx(results) else [])],
         datasets=[data],
@@ -60,9 +60,9 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
 ---
 # {config.name}: distilled student
 
-Semantic segmentation into {len(classes)} classes with a {_network(folder)} of {student["params"] / 1e6:.2f} M
+Semantic segmentation into {len(classes)} classes with a {_network(folder, student)} of {student["params"] / 1e6:.2f} M
 parameters ({student["flops"] / 1e9:.2f} GFLOPs an image of {"×".join(map(str, results["image_size"]))}), distilled
-from a {_network(folder.parent / "teacher")} of {teacher["params"] / 1e6:.2f} M.
+from a {_network(folder.parent / "teacher", teacher)} of {teacher["params"] / 1e6:.2f} M.
 
 ## Results
 
@@ -77,15 +77,7 @@ On {results["val_images"]} validation images ({cell(data)}), void left out:
 With PyTorch, from this folder:
 
 ```python
-import albumentations as A, numpy as np, segmentation_models_pytorch as smp, torch
-from PIL import Image, ImageOps
-
-{READ_IMAGE}
-model, preprocess = smp.from_pretrained("."), A.Compose.from_pretrained(".")
-x = preprocess(image=image[0])["image"].transpose(2, 0, 1)[None]  # padded at the bottom and right
-{_small_map(config)}logits = model(torch.from_numpy(x))
-logits = torch.nn.functional.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
-mask = logits.argmax(1)[0, : image.shape[1], : image.shape[2]]
+{_with_own_module(student["module"]) if "module" in student else _with_smp(config)}
 ```
 
 Ids and names are in `id2label.json`.
@@ -134,7 +126,9 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _network(folder: Path) -> str:
+def _network(folder: Path, numbers: Mapping[str, Any]) -> str:
+    if "module" in numbers:
+        return f"`{cell(numbers['module'])}`"
     made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return f"{made_of['_model_class']} on {made_of['encoder_name'].removeprefix('tu-')}"
 
@@ -148,6 +142,26 @@ def _small_map(config: Config) -> str:
 
 def _has_onnx(results: Mapping[str, Any]) -> bool:
     return "sha256" in results.get("onnx", {})
+
+
+def _with_smp(config: Config) -> str:
+    return f"""import albumentations as A, numpy as np, segmentation_models_pytorch as smp, torch
+from PIL import Image, ImageOps
+
+{READ_IMAGE}
+model, preprocess = smp.from_pretrained("."), A.Compose.from_pretrained(".")
+x = preprocess(image=image[0])["image"].transpose(2, 0, 1)[None]  # padded at the bottom and right
+{_small_map(config)}logits = model(torch.from_numpy(x))
+logits = torch.nn.functional.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
+mask = logits.argmax(1)[0, : image.shape[1], : image.shape[2]]"""
+
+
+def _with_own_module(name: str) -> str:
+    return f"""import distill, numpy as np
+from PIL import Image, ImageOps
+
+{READ_IMAGE}
+mask = distill.load(".", module={printable(name)}(…)).mask(image[0])  # the module that was trained"""
 
 
 def _with_onnxruntime(results: Mapping[str, Any]) -> str:

@@ -64,7 +64,9 @@ def summary(results: Mapping[str, Any]) -> str:
             r = results[name]
             agreement = f"{100 * r['agreement']:.2f}" if "agreement" in r else ""
             iou, accuracy = f"{100 * r['mean_iou']:.2f}", f"{100 * r['pixel_accuracy']:.2f}"
-            rows.append((name, iou, accuracy, f"{r['params'] / 1e6:.2f} M", f"{r['flops'] / 1e9:.2f}", agreement))
+            params = f"{r['params'] / 1e6:.2f} M" if r["params"] else "–"  # a function's are not known
+            flops = f"{r['flops'] / 1e9:.2f}" if r["flops"] else "–"
+            rows.append((name, iou, accuracy, params, flops, agreement))
     return table(rows)
 
 
@@ -106,10 +108,14 @@ def write_report(folder: Path, name: str, results: Mapping[str, Any], samples: S
 
 def _sentences(results: Mapping[str, Any]) -> list[str]:
     student, teacher = results["student"], results["teacher"]
-    smaller, cheaper = teacher["params"] / student["params"], teacher["flops"] / student["flops"]
-    text = f"The student is {smaller:.1f} × smaller and {cheaper:.1f} × cheaper than its teacher"
+    ratios = [
+        f"{teacher[what] / student[what]:.1f} × {word}"
+        for what, word in (("params", "smaller"), ("flops", "cheaper"))
+        if teacher[what] and student[what]  # not known of a function that was handed over
+    ]
+    text = f"The student is {' and '.join(ratios)} than its teacher and" if ratios else "The student is"
     gap = 100 * (teacher["mean_iou"] - student["mean_iou"])
-    text += f" and {abs(gap):.2f} points of mIoU {'below' if gap > 0 else 'above'} it."
+    text += f" {abs(gap):.2f} points of mIoU {'below' if gap > 0 else 'above'} it."
     if "baseline" in results:
         gain = 100 * (student["mean_iou"] - results["baseline"]["mean_iou"])
         text += f" Against the same student on labels alone: {gain:+.2f} points"

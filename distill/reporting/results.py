@@ -10,6 +10,7 @@ from PIL import Image
 
 from distill import models
 from distill.artifacts import refused
+from distill.config.schema import OWN
 from distill.evaluation.scores import Evaluation
 from distill.models.network import Network
 from distill.reporting.model_card import push, write_card
@@ -34,6 +35,9 @@ def collect(run: Run, networks: dict[str, Network], evaluation: Evaluation) -> d
             "params": models.count_parameters(network),
             "flops": models.count_flops(network, size),
         }
+        if isinstance(network, models.OwnNetwork):
+            results[name]["module"] = network.kind
+
         record = json.loads((run.config.folder / name / RECORD).read_text(encoding="utf-8"))
         if "clipped" in record and run.config.optimizer.max_grad_norm:
             results[name]["clipped_share"] = record["clipped"] / record["steps"]
@@ -59,10 +63,12 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
 
     write_json(folder / "results.json", results)
     command = f"accelerate launch scripts/distill.py --config {folder}/config.yaml"
+    if config.data.format == OWN:
+        command = f'distill.distill(…, output_dir="{folder}") with the same arguments'
     report = write_report(folder, config.name, results, paths, command)
     write_card(student, config, results)
 
-    if config.teacher.checkpoint:  # it was not trained here: a level line to compare with
+    if config.teacher.checkpoint or config.teacher.arch == OWN:  # it was not trained here: a level line to compare with
         line = Tracker(run.accelerator, "teacher")
         for step in (0, *range(config.eval_steps, config.student.max_train_steps + 1, config.eval_steps)):
             line.scores(evaluation.scores["teacher"], splits.classes, step)

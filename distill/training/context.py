@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ class Run:
         stop: whether the run was asked to stop (a signal).
         compare: score the teacher beside its student at every validation.
         checked: what was found out about the files of the data, to be remembered.
+        own: modules handed over in Python, as `teacher` and `student`.
     """
 
     config: Config
@@ -35,6 +36,7 @@ class Run:
     stop: Callable[[], bool] = lambda: False
     compare: bool = True
     checked: dict[str, Any] | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
@@ -34,6 +35,22 @@ BEAT_SECONDS = 1
 DONE = "done"
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 TWO_ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} scripts/distill.py"
+
+
+@contextmanager
+def started(config: Config) -> Iterator[Accelerator]:
+    """`start`; at the end, what it set for the whole process is as before, unless others had set up Accelerate."""
+    threads, ours = torch.get_num_threads(), not PartialState._shared_state
+    try:
+        accelerator = start(config)
+        try:
+            yield accelerator
+        finally:
+            accelerator.end_training()
+    finally:
+        torch.set_num_threads(threads)
+        if ours and int(os.environ.get("WORLD_SIZE", 1)) == 1:  # several processes meet once
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def start(config: Config) -> Accelerator:

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import GONE, HARMLESS, Config, flatten
+from distill.config.schema import GONE, HARMLESS, OWN, Config, flatten
 from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.models.smp_files import FILES
@@ -72,7 +72,7 @@ def compare_folder(
     """
     made: dict[str, Mapping[str, Any]] = {}  # what each stage was or will be made with
     changed: list[tuple[str, str, list[Any]]] = []  # finished stage, setting, value there and value here
-    own_teacher = config.teacher.checkpoint is None
+    own_teacher = config.teacher.checkpoint is None and config.teacher.arch != OWN  # trained here
     for name in [*FOREIGN, "int8"] if own_teacher else ["baseline", "student", "int8"]:
         folder, wanted = config.folder / name, json_like(stage_settings(config, name, processes, files))
         if finished := (folder / RECORD).is_file():

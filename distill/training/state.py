@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
-from distill.models.network import Network, build, freeze_unused
+from distill.models import Network, build, freeze_unused
 from distill.training.checkpoint import Checkpoints, State
 from distill.training.context import Run
 from distill.training.distributed import from_main
@@ -66,7 +66,7 @@ def begin(
     """
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(config.seed)
-    student = build(wanted, run.splits.classes)
+    student = build(wanted, run.splits.classes, run.own.get("student") if wanted is config.student else None)
     distiller = Distiller(student, build_objective(config, student, teacher))
     freeze_unused(student, config.data.crop_size, distiller.objective.features)
     if start:

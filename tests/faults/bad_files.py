@@ -16,7 +16,7 @@ from harness import Figure
 from PIL import Image
 
 from distill.data.synthetic import scene
-from distill.pipeline import main
+from distill.cli import run_here as main
 
 HEIGHT, WIDTH = 64, 96
 IMAGE, MASK = "train/images/scene_2.jpg", "train/masks/scene_2.png"

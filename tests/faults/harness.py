@@ -33,7 +33,7 @@ from PIL import Image  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from torch.distributed import TCPStore  # noqa: E402
 
-from distill import pipeline  # noqa: E402
+from distill import cli  # noqa: E402
 from distill.batch import VOID  # noqa: E402
 from distill.data import open_splits  # noqa: E402
 
@@ -147,7 +147,7 @@ def run(
 
 def distil(folder: Path, settings: dict[str, Any]) -> int:
     """A whole run in this process, as the script does it; exit code."""
-    return pipeline.main(tiny_config(folder, **settings))
+    return cli.run_here(tiny_config(folder, **settings))
 
 
 def draw_camvid(root: Path, unlabelled: int = 0) -> None:

@@ -23,7 +23,7 @@ from distill import models, pipeline
 from distill.config.schema import Config
 from distill.data import save_preprocessing
 from distill.data.datasets import CAMVID_CLASSES
-from distill.pipeline import main
+from distill.cli import run_here as main
 
 PREPROCESSING = "albumentations_config_eval.json"
 # Where a run stands when something is changed → after which question whether to stop it stops; None: it ends.
@@ -199,7 +199,7 @@ def prepare(folder: Path, stands: str) -> None:
     save_preprocessing(folder / "teacher", wanted.mean, wanted.std, teacher.stride)
     with stopping(STANDS[stands]):
         code = main(settings_of(folder, stands))
-    assert code == (pipeline.EXIT_STOPPED if STANDS[stands] else 0)
+    assert code == (cli.EXIT_STOPPED if STANDS[stands] else 0)
 
 
 def start_again(folder: Path, way: Way, **settings) -> tuple[int, str]:

@@ -1,0 +1,118 @@
+"""The command `distill`: its sub-commands, their exit codes, and what signals do to them.
+
+    distill train --config configs/camvid_cpu.yaml --data.root /data/camvid --num_processes 4
+    distill predict checkpoints/camvid_cpu photos/ --overlay 0.5
+
+Whatever a process must set for itself alone (signals, threads, the end with its launcher) is set here, so that the
+library can be called from any program.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distill.config.schema import Config
+from distill.errors import ConfigError, ExportError, Stopped
+from distill.text import say
+from distill.training.launcher import follow
+
+EXIT_REFUSED = 3  # all is done and reported, but a file that was asked for is not fit to be published
+EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
+
+Stop = Callable[[], bool]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        say(f"distill: error: {arguments[0]!r} is not one of {', '.join(COMMANDS)}; see distill --help", sys.stderr)
+        return 2
+    action, _ = COMMANDS[arguments[0]]
+    return action(arguments[1:], f"distill {arguments[0]}")
+
+
+def usage() -> str:
+    """The sub-commands with a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: distill COMMAND …", "", *lines, "", "distill COMMAND --help says more."])
+
+
+def train(argv: Sequence[str], prog: str = "distill train") -> int:
+    """Trains, exports and reports."""
+    follow()  # before anything takes its time
+    from distill.config.parse import parse
+
+    return run_here(parse(argv))
+
+
+def run_here(config: Config) -> int:
+    """A run in this process, which signals stop; returns the exit code."""
+    from distill.pipeline import distil  # only now: it imports torch
+
+    return exit_code(lambda stop: distil(config, stop))
+
+
+def sweep(argv: Sequence[str], prog: str = "distill sweep") -> int:
+    """Many students of one teacher."""
+    follow()
+    from distill import sweep
+
+    config, trials, configs = sweep.command_line(argv)
+    return exit_code(lambda stop: sweep.sweep(config, trials, configs, stop))
+
+
+def predict(argv: Sequence[str], prog: str = "distill predict") -> int:
+    """Masks of images and videos."""
+    from distill.deployment.predict import main
+
+    return main(argv)
+
+
+def evaluate(argv: Sequence[str], prog: str = "distill evaluate") -> int:
+    """Scores of a finished network."""
+    from distill.evaluation.detailed import main
+
+    return main(argv)
+
+
+def benchmark(argv: Sequence[str], prog: str = "distill benchmark") -> int:
+    """Times and memory."""
+    from distill.benchmark import main
+
+    return main(argv, prog)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
+    "train": (train, "train a teacher (or load one), distil a student, export it to ONNX and report on all of it"),
+    "predict": (predict, "segment images and videos with an ONNX file, an SMP folder or a run"),
+    "evaluate": (evaluate, "score an ONNX file, an SMP folder or a run on any data set"),
+    "sweep": (sweep, "train many students of one teacher and compare them"),
+    "benchmark": (benchmark, "measure the losses, the training step and the exported files"),
+}
+
+
+def exit_code(action: Callable[[Stop], Any]) -> int:
+    """Runs an action that is told of signals; what it raises becomes one line and an exit code."""
+    from distill.artifacts import refused
+    from distill.training.distributed import stop_on_signal
+
+    try:
+        found = action(stop_on_signal())
+    except (ConfigError, ExportError, FloatingPointError, OSError) as error:
+        # What a worker raised comes with its traceback; the last line is ours.
+        text = str(error).strip()
+        if "Traceback" in text:
+            text = text.splitlines()[-1].split("Error: ")[-1]
+        say(f"distill: error: {text}", sys.stderr)
+        return 1
+    except Stopped as stopped:
+        say(f"distill: {stopped}", sys.stderr)
+        return EXIT_STOPPED
+    return EXIT_REFUSED if isinstance(found, dict) and refused(found) else 0

@@ -1,0 +1,154 @@
+"""Data sets handed over in Python: anything with a length and pairs of an image and a mask by index."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from distill.batch import VOID
+from distill.config.schema import DataConfig
+from distill.data.datasets import Dataset, Pair, Splits, check_classes, first
+from distill.errors import ConfigError
+
+
+def own_splits(train: Any, val: Any, config: DataConfig, void: int | None = None) -> Splits:
+    """Data sets of somebody's own as splits.
+
+    Args:
+        train: has `len()`, and by index a pair of image and mask, or a dict with `image` and `mask`; see `as_image` and
+            `as_labels`. It may augment with `random`, NumPy and torch: their generators are seeded for each item.
+        val: likewise, not augmented.
+        config: class names, palette and limits on the number of samples.
+        void: label that is neither trained on nor scored; `data.ignore_index` if not given.
+
+    Raises:
+        ConfigError: no data set, an empty one, or classes that cannot be.
+    """
+    classes, palette = check_classes(config.classes or [], config.palette)
+    void = config.ignore_index if void is None else void
+    pairs = (("train", train, config.max_train_samples), ("val", val, config.max_eval_samples))
+    found = [first(as_dataset(data, name, len(classes), void), count) for name, data, count in pairs]
+    return Splits(*found, classes, palette)
+
+
+def as_dataset(pairs: Any, name: str, classes: int, void: int) -> Dataset:
+    """A data set whose items are read in the same random state each time.
+
+    Raises:
+        ConfigError: it has no length, or nothing in it.
+    """
+    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
+        raise ConfigError(f"{name}: {type(pairs).__name__} is not a data set with len() and pairs by index")
+    if not len(pairs):
+        raise ConfigError(f"{name}: {type(pairs).__name__} holds nothing; give at least one pair of image and mask")
+
+    def read(index: int) -> Pair:
+        try:
+            pair = pairs[index]
+            image, mask = (pair["image"], pair["mask"]) if isinstance(pair, Mapping) else pair[:2]
+        except Exception as error:  # whatever the data set raises
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ConfigError(f"{name}[{index}]: gives no image and mask ({reason})") from error
+        try:
+            found = as_image(image), as_labels(mask, classes, void)
+        except ValueError as error:
+            raise ConfigError(f"{name}[{index}]: {error}") from None
+        if found[0].shape[:2] != found[1].shape:
+            sizes = "×".join(map(str, found[0].shape[:2])), "×".join(map(str, found[1].shape))
+            raise ConfigError(f"{name}[{index}]: its image is {sizes[0]}, its mask {sizes[1]}; make them the same size")
+        return found
+
+    def reread(index: int) -> Pair:
+        with seeded(index):
+            return read(index)
+
+    count = len(pairs)
+    names = [f"{name}-{i:05d}" for i in range(count)]
+    return Dataset(names, reread, [()] * count, lambda index: None, drawn=read)
+
+
+def as_image(image: Any) -> np.ndarray:
+    """An image as uint8 RGB `[H, W, 3]`.
+
+    Args:
+        image: PIL's; an array `[H, W, 3]`, `[3, H, W]` or grey `[H, W]`; or a tensor likewise. uint8, or floats from 0
+            to 1. Not normalized: that is done for each network by its own mean and std.
+
+    Raises:
+        ValueError: something else.
+    """
+    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else _array(image, "image")
+    if array.ndim == 2:
+        array = np.stack([array] * 3, 2)
+    if array.ndim == 3 and (array.shape[2] != 3 or (array.shape[0] == 3 and isinstance(image, torch.Tensor))):
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"its image has the shape {list(_array(image, 'image').shape)}; expected RGB, [H, W, 3]")
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                f"its image holds floats from {array.min():.3g} to {array.max():.3g}; give uint8, or floats from 0 to "
+                f"1, before any normalization: what the networks want is said by mean and std"
+            )
+        array = (255 * array).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(f"its image is {array.dtype}; give uint8, or floats from 0 to 1")
+    return np.ascontiguousarray(array)
+
+
+def as_labels(mask: Any, classes: int, void: int) -> np.ndarray:
+    """A mask as uint8 `[H, W]` of class ids and `VOID`.
+
+    Args:
+        mask: PIL's (not RGB); an array or tensor of whole numbers or bools, `[H, W]`, `[1, H, W]` or `[H, W, 1]`.
+        classes: number of classes.
+        void: its label for pixels that do not count.
+
+    Raises:
+        ValueError: something else, or a label that is neither a class nor void.
+    """
+    array = np.asarray(mask) if isinstance(mask, Image.Image) else _array(mask, "mask")
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim != 2 or array.dtype.kind not in "iub":
+        kind = f"{array.dtype} of the shape {list(array.shape)}"
+        raise ValueError(f"its mask is {kind}; expected one class id for each pixel, whole numbers [H, W]")
+    labels = array.astype(np.int64)
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != void)
+    if wrong.any():
+        value = int(labels[wrong][0])
+        raise ValueError(
+            f"label {value} ({int((labels == value).sum())} pixels) is outside the class list 0 to {classes - 1} and "
+            f"is not the void label {void}; set ignore_index"
+        )
+    return np.where(labels == void, VOID, labels).astype(np.uint8)
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return value
+    raise ValueError(f"its {what} is {type(value).__name__}; expected a PIL image, an array or a tensor")
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds the generators that data sets augment with, Python's, NumPy's and torch's, and puts them back after."""
+    seed = [int(n) for n in np.random.SeedSequence(list(key)).generate_state(3)]
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed[0])
+        np.random.seed(seed[1])
+        torch.set_rng_state(torch.Generator().manual_seed(seed[2]).get_state())  # those of GPUs are left alone
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torch_state)
