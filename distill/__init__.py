@@ -50,13 +50,20 @@ def __getattr__(name: str) -> Any:
         import distill.losses as losses
 
         return losses
+    value: Any
     if name == "Config":
-        from distill.config import schema as home
+        from distill.config import schema
+
+        value = schema.Config
     elif name in ("Batch", "Outputs", "Target"):
-        from distill import batch as home
+        from distill import batch
+
+        value = getattr(batch, name)
     else:
-        from distill import api as home
-    value = globals()[name] = getattr(home, name)
+        from distill import api
+
+        value = getattr(api, name)
+    globals()[name] = value
     return value
 
 

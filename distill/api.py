@@ -112,7 +112,7 @@ def distill(
     """
     from distill.handover import distil_own
 
-    flat = {"student.max_train_steps": max_train_steps, "student.learning_rate": learning_rate}
+    flat: dict[str, Any] = {"student.max_train_steps": max_train_steps, "student.learning_rate": learning_rate}
     flat |= {f"{who}.{key}": list(x) for who in ("teacher", "student") for key, x in (("mean", mean), ("std", std))}
     flat |= {name.replace("__", "."): value for name, value in settings.items()}
     flat |= {"output_dir": str(output_dir), "data.classes": list(classes)}
@@ -158,9 +158,10 @@ def open_data(config: Config | DataConfig) -> Splits:
     Raises:
         ConfigError: a missing folder, an image without mask, an empty split, no or too many classes.
     """
+    from distill.config.schema import Config
     from distill.data import open_splits
 
-    return open_splits(getattr(config, "data", config))
+    return open_splits(config.data if isinstance(config, Config) else config)
 
 
 def evaluate(

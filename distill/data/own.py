@@ -32,9 +32,8 @@ def own_splits(train: Any, val: Any, config: DataConfig, void: int | None = None
     """
     classes, palette = check_classes(config.classes or [], config.palette)
     void = config.ignore_index if void is None else void
-    pairs = (("train", train, config.max_train_samples), ("val", val, config.max_eval_samples))
-    found = [first(as_dataset(data, name, len(classes), void), count) for name, data, count in pairs]
-    return Splits(*found, classes, palette)
+    learnt, scored = (as_dataset(data, name, len(classes), void) for name, data in (("train", train), ("val", val)))
+    return Splits(first(learnt, config.max_train_samples), first(scored, config.max_eval_samples), classes, palette)
 
 
 def as_dataset(pairs: Any, name: str, classes: int, void: int) -> Dataset:
