@@ -9,17 +9,19 @@ library can be called from any program.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distill.config.schema import Config
 from distill.errors import ConfigError, ExportError, Stopped
 from distill.text import say
-from distill.training.launcher import follow
+from distill.training.launcher import EXIT_STOPPED, follow, last_line, launch, launched
 
 EXIT_REFUSED = 3  # all is done and reported, but a file that was asked for is not fit to be published
-EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
+
+if TYPE_CHECKING:
+    from distill.config.schema import Config
 
 Stop = Callable[[], bool]
 
@@ -49,7 +51,22 @@ def train(argv: Sequence[str], prog: str = "distill train") -> int:
     follow()  # before anything takes its time
     from distill.config.parse import parse
 
-    return run_here(parse(argv))
+    config = parse(argv)
+    return in_processes(config, ["train", *argv]) if alone(config) else run_here(config)
+
+
+def alone(config: Config) -> bool:
+    """Whether this is one process without a launcher, and the settings ask for several."""
+    return (config.num_processes or 1) > 1 and not launched() and int(os.environ.get("WORLD_SIZE", 1)) == 1
+
+
+def in_processes(config: Config, arguments: Sequence[str]) -> int:
+    """The same command in as many processes as the settings say; returns the exit code."""
+    try:
+        return launch(arguments, config.num_processes or 1)
+    except ConfigError as error:
+        say(f"distill: error: {error}", sys.stderr)
+        return 1
 
 
 def run_here(config: Config) -> int:
@@ -65,6 +82,8 @@ def sweep(argv: Sequence[str], prog: str = "distill sweep") -> int:
     from distill import sweep
 
     config, trials, configs = sweep.command_line(argv)
+    if alone(config):
+        return in_processes(config, ["sweep", *argv])
     return exit_code(lambda stop: sweep.sweep(config, trials, configs, stop))
 
 
@@ -84,6 +103,7 @@ def evaluate(argv: Sequence[str], prog: str = "distill evaluate") -> int:
 
 def benchmark(argv: Sequence[str], prog: str = "distill benchmark") -> int:
     """Times and memory."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, is talkative
     from distill.benchmark import main
 
     return main(argv, prog)
@@ -110,9 +130,9 @@ def exit_code(action: Callable[[Stop], Any]) -> int:
         text = str(error).strip()
         if "Traceback" in text:
             text = text.splitlines()[-1].split("Error: ")[-1]
-        say(f"distill: error: {text}", sys.stderr)
+        last_line(f"distill: error: {text}")
         return 1
     except Stopped as stopped:
-        say(f"distill: {stopped}", sys.stderr)
+        last_line(f"distill: {stopped}")
         return EXIT_STOPPED
     return EXIT_REFUSED if isinstance(found, dict) and refused(found) else 0

@@ -1,14 +1,10 @@
-import importlib.util
+from conftest import tiny_config
 
-from conftest import ROOT, tiny_config
-
+from distill import benchmark as script
 from distill.config.schema import dump
 
 
 def test_inference_leaves_no_file_where_it_was_started(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.setattr(script.models, "load", lambda *_: None)
     monkeypatch.setattr(script, "benchmark", lambda *_: {"rows": []})
     monkeypatch.setattr(script.report, "latency", lambda _: ["a table"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from losses_reference import relative
 
+from distill import benchmark
 from distill.batch import UNLABELLED, VOID, Outputs, Target
 from distill.losses import TERMS
 from distill.losses.chunk_ops import by_hand, is_by_hand
@@ -24,7 +23,6 @@ from distill.losses.settings import CrossEntropyConfig, DKDConfig, KDConfig
 from distill.losses.supervised import CrossEntropy, Focal
 from distill.training.objective import Objective
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "benchmark.py"))
 WEIGHTS = [0.5, 2.0, 1.0, 3.0, 1.5]
 
 
@@ -262,14 +260,14 @@ def test_compiled_is_the_same(tmp_path, kd):
 
 
 def test_the_benchmark_of_terms_runs(capsys):
-    BENCHMARK["main"](["terms", "--device", "cpu", "--shape", "2x3x64x64", "--repeat", "1"])
+    benchmark.main(["terms", "--device", "cpu", "--shape", "2x3x64x64", "--repeat", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[2 : len(TERMS) + 2]] == list(TERMS)
     assert all(float(line.split()[-2]) > 0 for line in lines[2:])
 
 
 def test_the_benchmark_runs(capsys):
-    BENCHMARK["main"](["loss", "--device", "cpu", "--shape", "2x3x16x24", "--repeat", "1"])
+    benchmark.main(["loss", "--device", "cpu", "--shape", "2x3x16x24", "--repeat", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["torch", *2 * ["2×3×16×24,", "plain", "by"]]
     assert all(float(line.split("gradient error")[1]) < 1e-5 for line in lines if "error" in line)
@@ -292,5 +290,5 @@ def test_full_resolution_logits_are_never_held(stride, limit):
         plain(1.0, 1.0, student, teacher, mask)[0].backward()
         x.grad = None
 
-    assert BENCHMARK["peak_bytes"](ours, torch.device("cpu")) / logits < limit
-    assert BENCHMARK["peak_bytes"](usual, torch.device("cpu")) / logits > 4 * limit
+    assert benchmark.peak_bytes(ours, torch.device("cpu")) / logits < limit
+    assert benchmark.peak_bytes(usual, torch.device("cpu")) / logits > 4 * limit

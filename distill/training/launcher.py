@@ -6,14 +6,22 @@ Linux tells it through `/proc`; elsewhere nothing is known. Imports nothing heav
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 import signal
 import sys
+import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from distill.errors import ConfigError
+from distill.text import say
+
 PR_SET_PDEATHSIG = 1
+EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
+LAST_LINES = "DISTILL_LAST_LINES"  # folder of what processes say at their end
 
 
 def launched() -> bool:
@@ -36,6 +44,61 @@ def follow() -> None:
     # Asked only after that, so that no moment is left out. Who takes orphans in is no Python, as the launchers are.
     if _is_init(os.getppid()) and "python" not in _of_parent("cmdline"):
         sys.exit("distill: error: the launcher is gone")
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Has Accelerate start `python -m distill` with the arguments in several processes of this machine.
+
+    What they all would say at their end, one of them says here: that which ended first.
+
+    Returns:
+        The exit code of that process.
+
+    Raises:
+        ConfigError: there are fewer GPUs than that, or none but a GPU of another kind.
+    """
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        count = torch.cuda.device_count()
+        raise ConfigError(f"num_processes: {processes} were asked for, but there are {count} GPUs; set {count}")
+    if not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # with --cpu, it would start one
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in sys.path[1:]:  # started as a script, or in this folder: it is not installed
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = ["--multi_gpu", "--num_machines=1", f"--num_processes={processes}", "--main_process_port=0", "--module"]
+    args = launch_command_parser().parse_args([*options, "distill", *arguments])
+    logging.disable(logging.CRITICAL)  # the launcher's: what matters is said by the processes
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[LAST_LINES] = folder
+        first, code = 0, 0
+        try:
+            launch_command(args)
+        except ChildFailedError as error:
+            first, failure = error.get_first_failure()
+            code = failure.exitcode
+        except SignalException as error:
+            code = EXIT_STOPPED if list(Path(folder).iterdir()) else 128 + error.sigval
+        said = Path(folder) / str(first)
+        if said.is_file():
+            say(said.read_text(encoding="utf-8"), sys.stderr)
+        elif code:
+            how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
+            say(f"distill: error: process {first} ended ({how}); the same command goes on", sys.stderr)
+    return code if code >= 0 else 128 - code
+
+
+def last_line(text: str) -> None:
+    """The line that a process ends with, on stderr, or left to the `launch` that started it."""
+    folder = os.environ.get(LAST_LINES)
+    if folder and Path(folder).is_dir():
+        (Path(folder) / os.environ.get("RANK", "0")).write_text(text, encoding="utf-8")
+    else:
+        say(text, sys.stderr)
 
 
 def asked_processes() -> int | None:
