@@ -15,8 +15,8 @@ from conftest import tiny_config
 from harness import Figure
 from PIL import Image
 
-from distill.data.synthetic import scene
 from distill.cli import run_here as main
+from distill.data.synthetic import scene
 
 HEIGHT, WIDTH = 64, 96
 IMAGE, MASK = "train/images/scene_2.jpg", "train/masks/scene_2.png"

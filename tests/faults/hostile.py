@@ -24,10 +24,10 @@ from hostile_media import CLEAN
 from states import checkpoints, state
 
 from distill import models
+from distill.cli import run_here as main
 from distill.config.parse import parse
 from distill.config.schema import Config
 from distill.data import check_splits, open_splits
-from distill.cli import run_here as main
 from distill.storage import sha256, write_json
 from distill.training.checkpoint import CHECKSUM, MANIFEST
 

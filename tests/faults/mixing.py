@@ -19,11 +19,11 @@ from harness import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from distill import models, pipeline
+from distill import cli, models, pipeline
+from distill.cli import run_here as main
 from distill.config.schema import Config
 from distill.data import save_preprocessing
 from distill.data.datasets import CAMVID_CLASSES
-from distill.cli import run_here as main
 
 PREPROCESSING = "albumentations_config_eval.json"
 # Where a run stands when something is changed → after which question whether to stop it stops; None: it ends.
