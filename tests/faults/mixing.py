@@ -24,6 +24,7 @@ from distill.cli import run_here as main
 from distill.config.schema import Config
 from distill.data import save_preprocessing
 from distill.data.datasets import CAMVID_CLASSES
+from distill.training import distributed
 
 PREPROCESSING = "albumentations_config_eval.json"
 # Where a run stands when something is changed → after which question whether to stop it stops; None: it ends.
@@ -185,7 +186,7 @@ def stopping(after: int | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "check_teacher", lambda *_: None)
         asked = itertools.count(1)
-        patch.setattr(pipeline, "stop_on_signal", lambda: lambda: next(asked) == after)
+        patch.setattr(distributed, "stop_on_signal", lambda: lambda: next(asked) == after)
         yield
 
 
