@@ -256,7 +256,7 @@ def test_settings_check_themselves(kind, names, value, fix):
 
 
 def test_a_repository_is_needed_to_push_to():
-    with pytest.raises(ValueError, match=r"^hub_model_id: None .* push_to_hub; set its name, such as user/name"):
+    with pytest.raises(ValueError, match=r"^hub_model_id: push_to_hub needs .* such as user/name"):
         Config(push_to_hub=True)
 
 

@@ -306,8 +306,8 @@ class Config(TermsConfig):
         self.above_zero("eval_steps", "checkpointing_steps", "checkpoints_total_limit", "logging_steps")
         self.above_zero("num_processes", "num_threads", "timeout_seconds")
         self.not_negative("seed", "num_sample_images")
-        hub = "is no repository to push_to_hub; set its name, such as user/name"
-        self.require(bool(self.hub_model_id) or not self.push_to_hub, "hub_model_id", hub)
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("hub_model_id: push_to_hub needs the name of a repository there, such as user/name")
         folder = re.fullmatch(r"[\w.-]+", self.name) and self.name.strip(".")
         self.require(bool(folder), "name", "becomes a folder; use letters, digits, '_' and '-', and '.' beside them")
 
