@@ -51,7 +51,7 @@ def train(argv: Sequence[str], prog: str = "distill train") -> int:
     follow()  # before anything takes its time
     from distill.config.parse import parse
 
-    config = parse(argv)
+    config = parse(argv, prog)
     return in_processes(config, ["train", *argv]) if alone(config) else run_here(config)
 
 
@@ -81,7 +81,7 @@ def sweep(argv: Sequence[str], prog: str = "distill sweep") -> int:
     follow()
     from distill import sweep
 
-    config, trials, configs = sweep.command_line(argv)
+    config, trials, configs = sweep.command_line(argv, prog)
     if alone(config):
         return in_processes(config, ["sweep", *argv])
     return exit_code(lambda stop: sweep.sweep(config, trials, configs, stop))
@@ -91,14 +91,14 @@ def predict(argv: Sequence[str], prog: str = "distill predict") -> int:
     """Masks of images and videos."""
     from distill.deployment.predict import main
 
-    return main(argv)
+    return main(argv, prog)
 
 
 def evaluate(argv: Sequence[str], prog: str = "distill evaluate") -> int:
     """Scores of a finished network."""
     from distill.evaluation.detailed import main
 
-    return main(argv)
+    return main(argv, prog)
 
 
 def benchmark(argv: Sequence[str], prog: str = "distill benchmark") -> int:

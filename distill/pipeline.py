@@ -217,8 +217,8 @@ def begin_alike(run: Run) -> None:
     network = models.build(config, run.splits.classes, own)
     if not folder.is_dir():
         publish(folder, lambda temporary: models.save(network, temporary), size_of(network.state_dict()))
-    about = (run.splits.classes, config.mean, config.std, own, config.options)
-    own.load_state_dict(models.load(folder, *about).model.state_dict())
+    begun = models.load(folder, run.splits.classes, config.mean, config.std, own)
+    own.load_state_dict(begun.model.state_dict())
 
 
 def load_teacher(run: Run) -> Network:
@@ -316,7 +316,7 @@ def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | 
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
     """The network of a folder that only the main process needs to see; the others get its files from there."""
     own = run.own.get("student") if wanted is run.config.student else None
-    accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std, own, wanted.options)
+    accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std, own)
     network = on_main(accelerator, lambda: models.load(folder, *about))
     if accelerator.num_processes > 1:
         paths = (folder / name for name in FILES)

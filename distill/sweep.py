@@ -204,10 +204,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def command_line(arguments: Sequence[str]) -> tuple[Config, list[Trial], list[Config]]:
+def command_line(arguments: Sequence[str], prog: str = "sweep.py") -> tuple[Config, list[Trial], list[Config]]:
     """The sweep that a command line asks for; bad input becomes one line."""
     parser = argparse.ArgumentParser(
-        prog="sweep.py",
+        prog=prog,
         description="Train many students of one teacher and compare them.",
         epilog=FILE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

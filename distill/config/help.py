@@ -24,7 +24,7 @@ MOST_USED = {
     "kd": ("weight", "temperature"),
     RUN: ("name", "per_device_train_batch_size"),
 }
-USAGE = """usage: distill.py [--config FILE] [--SECTION.SETTING VALUE ...] [--SETTING VALUE ...]
+USAGE = """usage: {prog} [--config FILE] [--SECTION.SETTING VALUE ...] [--SETTING VALUE ...]
 
 Train a teacher (or load one), distil a student, export it to ONNX and report on all of it.
 
@@ -34,19 +34,19 @@ Train a teacher (or load one), distil a student, export it to ONNX and report on
 """
 
 
-def help_text(section: str | None) -> str:
+def help_text(section: str | None, prog: str = "distill.py") -> str:
     """The overview, or the help of a section (or of one of its settings, `kd.weight`), or of `all`.
 
     Raises:
         ConfigError: there is no such section.
     """
-    known = sections()
+    known, usage = sections(), USAGE.format(prog=prog)
     if section is None:
         first = "\n".join(f"  {name:22}{_title(known[name])}" for name in FIRST)
         terms = "\n".join(f"  {name:22}{_title(cls)}" for name, cls in known.items() if name not in FIRST)
-        return f"{USAGE}\nMost used:\n\n{_settings(MOST_USED)}\nSections:\n{first}\n\nTerms of the loss:\n{terms}\n"
+        return f"{usage}\nMost used:\n\n{_settings(MOST_USED)}\nSections:\n{first}\n\nTerms of the loss:\n{terms}\n"
     if section == ALL:
-        return "\n".join([USAGE, *(_settings({name: None}) for name in known)])
+        return "\n".join([usage, *(_settings({name: None}) for name in known)])
     name = section.partition(".")[0]
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)

@@ -100,13 +100,13 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def parse(args: Sequence[str] | None = None) -> Config:
+def parse(args: Sequence[str] | None = None, prog: str = "distill.py") -> Config:
     """Settings from the command line; on bad ones, prints one line and exits with code 2. Answers `--help`."""
     args = list(sys.argv[1:] if args is None else args)
     try:
         if asked := next((arg for arg in args if arg in ("-h", "--help") or arg.startswith("--help=")), None):
             following = asked.partition("=")[2] or next(iter(args[args.index(asked) + 1 :]), "")
-            print(help_text(None if following.startswith("-") else following or None))
+            print(help_text(None if following.startswith("-") else following or None, prog))
             sys.exit(0)
         return read_flags(args)
     except ConfigError as error:

@@ -42,9 +42,11 @@ def as_dataset(pairs: Any, name: str, classes: int, void: int) -> Dataset:
     Raises:
         ConfigError: it has no length, or nothing in it.
     """
-    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
-        raise ConfigError(f"{name}: {type(pairs).__name__} is not a data set with len() and pairs by index")
-    if not len(pairs):
+    try:
+        count = len(pairs)
+    except TypeError:
+        raise ConfigError(f"{name}: {type(pairs).__name__} is not a data set with len() and pairs by index") from None
+    if not count:
         raise ConfigError(f"{name}: {type(pairs).__name__} holds nothing; give at least one pair of image and mask")
 
     def read(index: int) -> Pair:
@@ -67,7 +69,6 @@ def as_dataset(pairs: Any, name: str, classes: int, void: int) -> Dataset:
         with seeded(index):
             return read(index)
 
-    count = len(pairs)
     names = [f"{name}-{i:05d}" for i in range(count)]
     return Dataset(names, reread, [()] * count, lambda index: None, drawn=read)
 

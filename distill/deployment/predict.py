@@ -181,9 +181,9 @@ def describe(summary: Summary, classes: Sequence[str], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None, prog: str = "predict.py") -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="predict.py", description="Segment images and videos.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=prog, description="Segment images and videos.", allow_abbrev=False)
     parser.add_argument("model", type=Path, help="ONNX file, folder written by SMP's save_pretrained, or a run")
     parser.add_argument("inputs", nargs="+", help="images, videos, folders (with all folders in them), globs")
     parser.add_argument("--output_dir", type=Path, default=Path("predictions"), help="%(default)s if not given")
@@ -219,9 +219,9 @@ def _open(path: Path, args: argparse.Namespace, threads: int) -> Segmenter:
     return Shrunk(model, args.longest_side) if args.longest_side else model
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> int:
     """Runs the command line; returns the exit code."""
-    args = parse(argv)
+    args = parse(argv, prog)
     try:
         files = media.find(args.inputs, args.output_dir)
         one_each = len(files) < args.num_threads and not any(map(media.is_video, files.values()))

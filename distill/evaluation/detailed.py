@@ -194,10 +194,10 @@ def describe(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: Sequence[str] | None, prog: str = "evaluate.py") -> tuple[argparse.Namespace, list[str]]:
     """The command line, and those of its flags that are settings of the data."""
     parser = argparse.ArgumentParser(
-        prog="evaluate.py",
+        prog=prog,
         description="Score a finished network.",
         epilog="Data: --data.format, --data.root, … as for distill.py, or --config; for a run, its own, and flags win.",
         allow_abbrev=False,
@@ -296,9 +296,9 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     return numbers
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "evaluate.py") -> int:
     """Runs the command line; returns the exit code."""
-    args, settings = parse(argv)
+    args, settings = parse(argv, prog)
     try:
         args.output_dir = free_folder(args.output_dir)
         numbers = evaluate(args, settings)

@@ -18,7 +18,7 @@ from distill.config.schema import OWN, NetworkConfig
 from distill.errors import ConfigError
 from distill.models import network as named
 from distill.models.network import Network
-from distill.models.smp_files import read_classes, read_normalization
+from distill.models.smp_files import read_classes, read_normalization, read_object
 
 OPTIONS = {"stride": 32, "align_corners": False}
 
@@ -82,7 +82,8 @@ class OwnNetwork(Network):
     def save_weights(self, folder: Path) -> None:
         """Writes `model.safetensors`, and in `config.json` that it takes the module to read it."""
         save_file(weights(self.model), folder / "model.safetensors")
-        record = {"own_module": self.kind, "classes": len(self.classes)}
+        options = {"stride": self.stride, "align_corners": self.align_corners}
+        record = {"own_module": self.kind, "classes": len(self.classes), **options}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def try_out(self, size: Sequence[int]) -> None:
@@ -152,7 +153,6 @@ def load(
     mean: Sequence[float],
     std: Sequence[float],
     own: Any = None,
-    options: Mapping[str, Any] | None = None,
 ) -> Network:
     """A network from a folder, in eval mode; see `network.load`.
 
@@ -162,7 +162,6 @@ def load(
         mean: used if the folder does not say.
         std: likewise.
         own: the module whose weights are in the folder, if it is one of somebody's own; it is copied.
-        options: of such a module.
 
     Raises:
         ConfigError: something else than expected.
@@ -177,7 +176,9 @@ def load(
     if not (wanted := classes or found):
         raise ConfigError(f"{folder}: holds no id2label.json, which names the classes")
     mean, std = read_normalization(folder) or (mean, std)
-    network = OwnNetwork(copy.deepcopy(_bare(own)), wanted, mean, std, **(OPTIONS | dict(options or {})))
+    record = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    options = {key: record.get(key, value) for key, value in OPTIONS.items()}
+    network = OwnNetwork(copy.deepcopy(_bare(own)), wanted, mean, std, **options)
     try:
         network.model.load_state_dict(load_file(path), strict=True)
     except Exception as error:  # safetensors' and torch's

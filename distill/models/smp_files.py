@@ -38,7 +38,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             runs = " or a run, and this run has none" if (folder / "config.yaml").is_file() else ""
             raise ConfigError(f"{folder}: holds no {name}; {expected}{runs}")
     path = folder / "config.json"
-    config = {"classes": 1, "in_channels": 3} | _read_object(path)
+    config = {"classes": 1, "in_channels": 3} | read_object(path)
     if "own_module" in config:
         raise ConfigError(
             f"{path}: holds the weights of {config['own_module']!r:.60}, a module handed over in Python; "
@@ -71,7 +71,7 @@ def read_classes(folder: Path) -> list[str] | None:
     path = folder / "id2label.json"
     if not path.is_file():
         return None
-    names = _read_object(path)
+    names = read_object(path)
     ids = [str(i) for i in range(len(names))]
     if set(names) != set(ids) or not all(isinstance(name, str) for name in names.values()):
         found = f"the keys {', '.join(map(repr, names))}" if set(names) != set(ids) else "names that are no text"
@@ -88,7 +88,7 @@ def read_normalization(folder: Path) -> tuple[list[float], list[float]] | None:
     path = folder / "albumentations_config_eval.json"
     if not path.is_file():
         return None
-    pipeline = _read_object(path).get("transform")
+    pipeline = read_object(path).get("transform")
     mean, std, white = [0.0] * 3, [1.0] * 3, 255.0  # white: what stands for 1 at this point of the pipeline
     try:
         for name, transform in _flat(pipeline):
@@ -162,7 +162,7 @@ def _numbers(value: Any) -> Iterator[float]:
             yield part
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file."""
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
