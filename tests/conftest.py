@@ -77,7 +77,7 @@ def start_script(
     wanted = TINY | {"output_dir": str(folder)} | {k.replace("__", "."): v for k, v in settings.items()}
     command = [sys.executable, *launcher, str(ROOT / "scripts" / "distill.py"), *flags(wanted), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ import ast
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from conftest import ROOT
+
 # Bottom to top; parts of one row do not import each other.
 ORDER = (
     {"errors", "batch", "text"},

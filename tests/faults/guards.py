@@ -22,8 +22,8 @@ class Guard:
     tests: str
 
 
-CHECKPOINT, TRAIN, DATA = "tests/test_checkpoint.py", "tests/test_train.py", "tests/test_data.py"
-PREDICT = "tests/test_predict.py"
+CHECKPOINT, TRAIN, DATA = "tests/training/test_checkpoint.py", "tests/training/test_train.py", "tests/data/test_data.py"
+PREDICT = "tests/deployment/test_predict.py"
 FAULTS = "tests/faults/"
 SAME_BITS = f"{TRAIN} -k same_bits"
 EXACT = f"{FAULTS}test_exactness.py -k micro_batches"
@@ -60,21 +60,21 @@ GUARDS = [
         "data/contents.py",
         'known.update(f"{content_hash(path)} {path.name!r}\\n".encode())',
         "pass",
-        "tests/test_checks.py -k fingerprints",
+        "tests/data/test_checks.py -k fingerprints",
     ),
     Guard(
         "what a network's folder says is known again",
         "training/provenance.py",
         'if name != "model.safetensors")',
         "if False)",
-        "tests/test_provenance.py",
+        "tests/training/test_provenance.py",
     ),
     Guard(
         "no change without effect",
         "training/provenance.py",
         "if is_setting and not any(key in made[stage] and made[stage][key] == now for stage in stages):",
         "if False:",
-        "tests/test_provenance.py",
+        "tests/training/test_provenance.py",
     ),
     Guard("space is asked for", "storage.py", "if free < needed_bytes:", "if False:", f"{CHECKPOINT} -k space"),
     Guard("an allowed change counts", "training/state.py", "group.update(settings)", "pass", f"{TRAIN} -k reaches"),
@@ -188,7 +188,7 @@ GUARDS = [
         "training/tracking.py",
         "if int(stamp) > latest:",
         "if False:",
-        "tests/test_tracking.py",
+        "tests/training/test_tracking.py",
     ),
     Guard(
         "leftovers of a kill go",
@@ -216,7 +216,7 @@ GUARDS = [
         "metrics.py",
         "torch.where(mask < UNLABELLED, mask, classes)",
         "mask % classes",
-        "tests/test_metrics.py",
+        "tests/evaluation/test_metrics.py",
     ),
     Guard("order from seed and epoch", "data/loader.py", "[self.seed, epoch, which]", "[self.seed, which]", DATA),
     Guard(
@@ -270,14 +270,14 @@ GUARDS = [
         "data/verify.py",
         'check_labels(known["labels"], splits.classes, config)',
         "pass",
-        "tests/test_checks.py",
+        "tests/data/test_checks.py",
     ),
     Guard(
         "files that changed are read again",
         "data/verify.py",
         'known.get("sha256") == found',
         'known.get("sha256")',
-        "tests/test_checks.py",
+        "tests/data/test_checks.py",
     ),
     Guard("EXIF", "data/datasets.py", "if orientation != 1:", "if False:", DATA),
     Guard(
@@ -288,9 +288,13 @@ GUARDS = [
         f"{FAULTS}test_bad_files.py -k bad_files",
     ),
     Guard(
-        "no aliases", "config/parse.py", "if self.check_event(yaml.AliasEvent):", "if False:", "tests/test_config.py"
+        "no aliases",
+        "config/parse.py",
+        "if self.check_event(yaml.AliasEvent):",
+        "if False:",
+        "tests/config/test_config.py",
     ),
-    Guard("no key twice", "config/parse.py", "if key.value in seen:", "if False:", "tests/test_config.py"),
+    Guard("no key twice", "config/parse.py", "if key.value in seen:", "if False:", "tests/config/test_config.py"),
     Guard(
         "size of a config",
         "config/parse.py",
@@ -352,28 +356,28 @@ GUARDS = [
         "models/network.py",
         "if next(layers) > 0:",
         "if False:",
-        "tests/test_models.py -k layers",
+        "tests/models/test_models.py -k layers",
     ),
     Guard(
         "a teacher's other files",
         "models/smp_files.py",
         "if name in config:",
         "if False:",
-        "tests/test_models.py -k elsewhere",
+        "tests/models/test_models.py -k elsewhere",
     ),
     Guard(
         "numbers from each image",
         "models/smp_files.py",
         'transform.get("normalization", "standard")) != "standard":',
         'transform.get("normalization", "standard")) is None:',
-        "tests/test_models.py -k refused_by_name",
+        "tests/models/test_models.py -k refused_by_name",
     ),
     Guard(
         "no evaluation is overwritten",
         "evaluation/detailed.py",
         'if (wanted / "evaluation.json").exists():',
         "if False:",
-        "tests/test_evaluate_script.py -k overwritten",
+        "tests/evaluation/test_evaluate_script.py -k overwritten",
     ),
 ]
 

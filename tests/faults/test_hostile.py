@@ -15,8 +15,6 @@ from states import checkpoints, state
 from distill.storage import lock
 from distill.training.checkpoint import MANIFEST
 
-pytestmark = pytest.mark.xdist_group("clock")  # watches the clock, and starts processes of its own
-
 
 def _names(*words: str) -> list[str]:
     return [name for name in HOSTILE if any(word in name for word in words)]

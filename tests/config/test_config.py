@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from distill.config.parse import parse
 from distill.config.schema import (
@@ -40,8 +41,6 @@ from distill.losses import (
 from distill.losses.sections import TermsConfig
 from distill.pipeline import try_build
 from distill.sweep import command_line
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def refused(capsys, *arguments: str) -> str:

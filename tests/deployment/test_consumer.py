@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx_files
 import onnxruntime
+from conftest import ROOT
 from PIL import Image
 
 from distill.deployment.media import read_image
 
-ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_TORCH = "import sys\nfor name in ('torch', 'segmentation_models_pytorch', 'timm'): sys.modules[name] = None\n"
 
 
