@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from distill.config.schema import Config, DataConfig
     from distill.data import Dataset, Splits
+    from distill.deployment.onnx_export import OnnxFile
     from distill.deployment.predict import Summary
     from distill.deployment.runtime import Segmenter
+    from distill.reporting.results import Results
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -35,7 +37,7 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     return load_config(path, overrides)
 
 
-def run(config: Config, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run(config: Config, stop: Callable[[], bool] = lambda: False) -> Results:
     """Trains, exports and reports, as `distill train` does. Called again, it goes on where it was.
 
     Args:
@@ -43,7 +45,8 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> dict[str, A
         stop: asked at every step whether to save the state and raise `Stopped`.
 
     Returns:
-        What `results.json` in the run's folder holds; of a file that cannot be published, its `error`.
+        What `results.json` in the run's folder holds, as attributes; the student's folder is `results.student.path`,
+        and `results.files.errors` says why a file is not published.
 
     Raises:
         ConfigError: bad input of any kind, in one line.
@@ -71,7 +74,7 @@ def distill(
     ignore_index: int = 255,
     stop: Callable[[], bool] = lambda: False,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Results:
     """Distills a network of yours from a network of yours, on data of yours: `run`, with all of these handed over.
 
     The same loop, baseline, check of the teacher, scores, report and ONNX file. Called again with the same arguments it
@@ -103,7 +106,7 @@ def distill(
             `data__crop_size` is given.
 
     Returns:
-        What `results.json` in `output_dir` holds; if the student cannot be exported, `["onnx"]["error"]` says why.
+        What `results.json` in `output_dir` holds; if the student cannot be exported, `results.files.errors` says why.
 
     Raises:
         ConfigError: bad input of any kind, in one line.
@@ -269,7 +272,7 @@ def export(
     output: str = "logits",
     opset: int = 18,
     ignore_index: int = 255,
-) -> dict[str, Any]:
+) -> OnnxFile:
     """Writes a network as one ONNX file that takes raw images, and proves it on real ones.
 
     Args:
@@ -284,7 +287,7 @@ def export(
         ignore_index: of data of yours: label that does not count.
 
     Returns:
-        The proof: largest differences, agreement, mIoU, sizes, bytes.
+        The file with its proof: largest differences, agreement, mIoU, sizes, bytes.
 
     Raises:
         ConfigError: a network or data that cannot be used.

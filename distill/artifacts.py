@@ -5,76 +5,86 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import torch
 
 from distill.batch import VOID
-from distill.deployment.fp16 import halve_onnx
-from distill.deployment.int8 import quantize_onnx
-from distill.deployment.latency import benchmark
-from distill.deployment.onnx_export import export_onnx, is_fixed
+from distill.deployment.fp16 import Fp16File, halve_onnx
+from distill.deployment.int8 import Int8File, quantize_onnx
+from distill.deployment.latency import Benchmark, benchmark
+from distill.deployment.onnx_export import OnnxFile, export_onnx
 from distill.errors import ExportError
 from distill.models import Network, OwnNetwork
+from distill.reporting.results import ExportResults, Refused
 from distill.storage import sha256, write_json
 from distill.training.context import Run
 from distill.visualize import Palette
 
+File = TypeVar("File", OnnxFile, Int8File, Fp16File, Benchmark)
 
-def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> dict[str, Any]:
+
+def exported(run: Run, networks: Mapping[str, Network], mean_iou: float) -> ExportResults:
     """The student's files, and what their proofs say; files that are there and up to date are not written again.
 
-    Of a file that is refused, the reason is recorded as its `error`, and no older one stays; the others are made, but
-    for those that would be made from it.
+    Of a file that is refused, the reason is recorded, and no older one stays; the others are made, but for those that
+    would be made from it.
+
+    Args:
+        run: whose student it is.
+        networks: `teacher` and `student`, and `int8` if the student was tuned to be rounded.
+        mean_iou: the student's, to go into the file.
     """
     config, splits, folder = run.config.export, run.splits, run.config.folder / "student"
     path, network = folder / "model.onnx", networks["student"]
     weights = sha256(folder / "model.safetensors")
     metadata = about(network, splits.palette) | {
         "weights_sha256": weights,
-        "mean_iou": results["student"]["mean_iou"],
+        "mean_iou": mean_iou,
     }
 
-    def as_onnx() -> dict[str, Any]:
+    def as_onnx() -> OnnxFile:
         run.say("exporting to ONNX")
         twin = copy.deepcopy(network)  # it moves to the CPU
         try:
-            proof = export_onnx(twin, path, splits.val, config, metadata)
+            return export_onnx(twin, path, splits.val, config, metadata)
         except ExportError as error:
             if not isinstance(twin, OwnNetwork):
                 raise
             run.say(f"{error}; trying again for one size of images")
             twin.fixed_size = True
-            proof = export_onnx(twin, path, splits.val, config, metadata)
-        return proof | {"fixed_size": list(splits.val.read(0)[1].shape) if is_fixed(twin) else None}
+            return export_onnx(twin, path, splits.val, config, metadata)
+
+    def in_half() -> Fp16File:
+        return _once(Fp16File, half, folder / "fp16.json", source, lambda: halve_onnx(path, half, splits.val))
 
     wanted = {"weights_sha256": weights, "opset": config.opset, "output": config.output}
     small, half = folder / "model.int8.onnx", folder / "model.fp16.onnx"
-    found = {"onnx": _or_refused(path, lambda: _once(path, folder / "onnx.json", wanted, as_onnx))}
-    if "error" in found["onnx"]:
+    made = _or_refused(path, lambda: _once(OnnxFile, path, folder / "onnx.json", wanted, as_onnx))
+    found = ExportResults(onnx=made)
+    if isinstance(made, Refused):
         for file in (small, half):
             file.unlink(missing_ok=True)
         return found
-    source = {"onnx_sha256": found["onnx"]["sha256"]}
+    source = {"onnx_sha256": made.sha256}
     if config.int8:
-        tuned = networks.get("int8")
-        found["int8"] = _or_refused(small, lambda: _in_8_bits(run, path, source, tuned, metadata))
+        found.int8 = _or_refused(small, lambda: _in_8_bits(run, path, source, networks.get("int8"), metadata))
     if config.fp16:
-        found["fp16"] = _or_refused(
-            half, lambda: _once(half, folder / "fp16.json", source, lambda: halve_onnx(path, half, splits.val))
-        )
+        found.fp16 = _or_refused(half, in_half)
     if config.benchmark:
         files = {"student": path} | ({"student, 8 bits": small} if small.is_file() and config.int8 else {})
         wanted = source | {"files": {name: sha256(file) for name, file in files.items()}}
+        image = splits.val.read(0)[0]
         pair = {name: copy.deepcopy(networks[name]).cpu() for name in ("teacher", "student")}
         threads = sorted({1, os.cpu_count() or 1})
-        image, record = splits.val.read(0)[0], folder / "latency.json"
+        record = folder / "latency.json"
         try:
-            found["latency"] = _once(path, record, wanted, lambda: benchmark(pair, files, image, threads))
+            found.latency = _once(Benchmark, path, record, wanted, lambda: benchmark(pair, files, image, threads))
         except ExportError as error:
             if not isinstance(networks["teacher"], OwnNetwork):
                 raise
@@ -95,32 +105,23 @@ def about(network: Network, palette: Palette) -> dict[str, Any]:
     }
 
 
-def loses_too_much(found: dict[str, Any]) -> bool:
-    """Whether the 8-bit file, as `exported` recorded it, kept its score by layers in float, or is not there at all."""
-    return bool(found.get("int8", {}).get("float_layers", "error" in found.get("int8", {})))
-
-
-def refused(results: dict[str, Any]) -> list[str]:
-    """Why files that were asked for are not there, a line each."""
-    return [facts["error"] for facts in results.values() if isinstance(facts, dict) and "error" in facts]
-
-
 def _in_8_bits(
     run: Run, path: Path, source: dict[str, Any], tuned: Network | None, metadata: dict[str, Any]
-) -> dict[str, Any]:
+) -> Int8File:
     """The 8-bit file, of the student or of what was tuned to be rounded: the one with the better score."""
     config, splits, folder = run.config.export, run.splits, path.parent
     small, record = folder / "model.int8.onnx", folder / "int8.json"
     limits = (config.int8_calibration_images, config.int8_max_lost)
     wanted = source | {"calibration_images": limits[0], "max_lost": limits[1]}
 
-    def rounded() -> dict[str, Any]:
+    def rounded() -> Int8File:
         return quantize_onnx(path, small, splits.train, splits.val, None, *limits, say=run.say)
 
-    def finetuned() -> dict[str, Any]:
+    def finetuned() -> Int8File:
         assert tuned is not None
         run.say("exporting the student that was tuned for 8 bits")
-        before = json.loads(record.read_text()) if record.is_file() and small.is_file() else {"mean_iou": -1.0}
+        there = record.is_file() and small.is_file()
+        before = Int8File.from_json(json.loads(record.read_text())) if there else None
         with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as scratch:  # not in what is published
             file, result = Path(scratch) / "model.onnx", Path(scratch) / small.name
             described = metadata | {"weights_sha256": tuned_sha256}
@@ -128,35 +129,35 @@ def _in_8_bits(
                 export_onnx(copy.deepcopy(tuned), file, splits.val, config, described, sizes=())
                 found = quantize_onnx(file, result, splits.train, splits.val, None, *limits, run.say, reference=path)
             except ExportError:
-                if "sha256" not in before:
+                if not before:
                     raise
-                return before | {"finetuned": False}
-            if found["mean_iou"] <= before["mean_iou"]:
-                return before | {"finetuned": False}
+                return replace(before, finetuned=False)
+            if before and found.mean_iou <= before.mean_iou:
+                return replace(before, finetuned=False)
             result.replace(small)
-        return found | {"finetuned": True}
+        return replace(found, finetuned=True)
 
     if tuned:
         tuned_sha256 = sha256(run.config.folder / "int8" / "model.safetensors")
-        return _once(small, record, wanted | {"tuned_sha256": tuned_sha256}, finetuned)
-    return _once(small, record, wanted, rounded)
+        return _once(Int8File, small, record, wanted | {"tuned_sha256": tuned_sha256}, finetuned)
+    return _once(Int8File, small, record, wanted, rounded)
 
 
-def _or_refused(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` says of the file it made; if that was refused, the reason as `error`, and no older file is left."""
+def _or_refused(path: Path, make: Callable[[], File]) -> File | Refused:
+    """What `make` says of the file it made; if that was refused, the reason, and no older file is left."""
     try:
         return make()
     except ExportError as error:
         path.unlink(missing_ok=True)
-        return {"error": str(error)}
+        return Refused(str(error))
 
 
-def _once(path: Path, record: Path, wanted: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _once(kind: type[File], path: Path, record: Path, wanted: dict[str, Any], make: Callable[[], File]) -> File:
     """What is known of a file: as recorded if that very file is there and made from the same, or it is made anew."""
     if path.is_file() and record.is_file():
-        facts = json.loads(record.read_text())
-        if facts["made_from"] == wanted and facts["sha256"] == sha256(path):
-            return dict(facts)
-    facts = make() | {"made_from": wanted, "sha256": sha256(path)}
-    write_json(record, facts)
-    return facts
+        known = kind.from_json(json.loads(record.read_text()))
+        if known.made_from == wanted and known.sha256 == sha256(path):
+            return known
+    made = replace(make(), made_from=wanted, sha256=sha256(path))
+    write_json(record, made.to_json())
+    return made

@@ -29,7 +29,7 @@ from distill.config.parse import parse
 from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
 from distill.data import open_splits
 from distill.deployment.latency import benchmark
-from distill.deployment.onnx_export import export_onnx, is_fixed
+from distill.deployment.onnx_export import export_onnx
 from distill.errors import ExportError
 from distill.losses import TERMS
 from distill.losses.chunked import fused
@@ -209,7 +209,7 @@ def inference(args: argparse.Namespace) -> None:
     found = benchmark(pair, files, image, args.threads, args.repeat, args.compile, args.cpu_time)
     print("\n".join(report.latency(found)))
     if args.output:
-        write_json(args.output, found)
+        write_json(args.output, found.to_json())
 
 
 def export(args: argparse.Namespace) -> None:
@@ -225,8 +225,8 @@ def export(args: argparse.Namespace) -> None:
                 print(f"{arch:14} {error}")
                 continue
         print(
-            f"{arch:14} right on {len(proof['shapes']):2} shapes{' (one size)' * is_fixed(network):11} largest "
-            f"difference {proof['max_abs_diff']:.1e}, same class {100 * proof['argmax_agreement']:.4f} %",
+            f"{arch:14} right on {len(proof.shapes):2} shapes{' (one size)' * bool(proof.fixed_size):11} largest "
+            f"difference {proof.max_abs_diff:.1e}, same class {100 * proof.argmax_agreement:.4f} %",
             flush=True,
         )
 

@@ -120,7 +120,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
 
 def exit_code(action: Callable[[Stop], Any]) -> int:
     """Runs an action that is told of signals; what it raises becomes one line and an exit code."""
-    from distill.artifacts import refused
+    from distill.reporting.results import Results
     from distill.training.distributed import stop_on_signal
 
     try:
@@ -135,4 +135,4 @@ def exit_code(action: Callable[[Stop], Any]) -> int:
     except Stopped as stopped:
         last_line(f"distill: {stopped}")
         return EXIT_STOPPED
-    return EXIT_REFUSED if isinstance(found, dict) and refused(found) else 0
+    return EXIT_REFUSED if isinstance(found, Results) and found.files.errors else 0

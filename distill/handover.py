@@ -16,6 +16,7 @@ from distill.data import own_splits
 from distill.errors import ConfigError
 from distill.models.own import name_of
 from distill.pipeline import distil
+from distill.reporting.results import Results
 
 NAMES = ("arch", "encoder_name", "encoder_weights")  # of a network that is built by name
 DATA = (
@@ -32,7 +33,7 @@ def distil_own(
     settings: Mapping[str, Any],
     void: int,
     stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
+) -> Results:
     """Runs every stage; see `distill.api.distill`.
 
     Args:

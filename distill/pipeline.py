@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from distill import models
-from distill.artifacts import exported, loses_too_much
+from distill.artifacts import exported
 from distill.config.schema import OWN, Config, NetworkConfig, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.data.class_weights import class_weights
@@ -28,7 +28,8 @@ from distill.deployment.onnx_export import refuse_several_sizes
 from distill.errors import ConfigError, Stopped
 from distill.models.network import Network
 from distill.models.smp_files import FILES
-from distill.reporting.results import collect, finish
+from distill.reporting.outputs import finish
+from distill.reporting.results import ExportResults, Results, collect
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
@@ -56,7 +57,7 @@ def distil(
     stop: Callable[[], bool] = lambda: False,
     splits: Splits | None = None,
     own: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Runs every stage and returns the results.
 
     Args:
@@ -85,28 +86,28 @@ def distil(
             raise Stopped("stopped before the report; the same command goes on from there")
         evaluation = run.evaluate(networks, "final scores")
         results = from_main(accelerator, lambda: collect(run, networks, evaluation))
-        on_main(accelerator, lambda: write_json(config.folder / "results.json", results))
+        on_main(accelerator, lambda: write_json(config.folder / "results.json", results.to_json()))
         if config.export.enabled:
-            results |= export(run, networks, results)
+            results.files = export(run, networks, results.student.mean_iou)
         on_main(accelerator, lambda: finish(run, networks, evaluation, results))
         return results
 
 
-def export(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> dict[str, Any]:
+def export(run: Run, networks: dict[str, Network], mean_iou: float) -> ExportResults:
     """The student's files; if 8 bits lose too much, it is tuned for them first, where the settings allow that."""
     teacher = Teacher(networks["teacher"], dtype=precision(run.accelerator))
 
     def tuned() -> dict[str, Network]:
         return networks | {"int8": stage(run, "int8", teacher, networks["student"])}
 
-    def written(these: dict[str, Network]) -> dict[str, Any]:
-        return from_main(run.accelerator, lambda: exported(run, these, results))
+    def written(these: dict[str, Network]) -> ExportResults:
+        return from_main(run.accelerator, lambda: exported(run, these, mean_iou))
 
     tuning = run.config.export.int8 and run.config.export.int8_finetune_steps
     if tuning and from_main(run.accelerator, (run.config.folder / "int8" / RECORD).is_file):
         return written(tuned())
     found = written(networks)
-    return written(tuned()) if tuning and loses_too_much(found) else found
+    return written(tuned()) if tuning and found.int8_loses_too_much else found
 
 
 @contextmanager

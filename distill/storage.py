@@ -11,14 +11,17 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from torch import Tensor
 
 from distill.errors import ConfigError
 
 BYTES_BESIDE_TENSOR = 1_000  # its name, shape and place, and what fills up a block
+OPTIONAL = {"json": "unless None"}  # metadata of fields that a JSON file may lack
+INTERNAL = {"json": "never"}
 
 
 def publish(folder: Path, write: Callable[[Path], None], needed_bytes: int) -> None:
@@ -82,6 +85,33 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         sync(temporary)
         temporary.replace(path)
+
+
+@dataclass
+class Record:
+    """What is written as a JSON object: a dataclass whose fields are its keys."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object; `OPTIONAL` fields that are None are left out, `INTERNAL` ones always."""
+        found = {f.name: (getattr(self, f.name), f.metadata.get("json")) for f in fields(self)}
+        return {
+            name: _plain(value)
+            for name, (value, written) in found.items()
+            if written != "never" and (written is None or value is not None)
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """From what `to_json` gave; keys that are no fields are passed over, missing ones have their defaults."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def digest(path: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_a_run_leaves_the_process_as_it_was(tmp_path):
     assert after == before
     # Accelerate would refuse another precision in the same process, and give the first for good.
     half = wanted | {"mixed_precision": "bf16", "output_dir": tmp_path / "half"}
-    assert distill.run(distill.load_config(None, half)).keys() == first.keys()
+    assert distill.run(distill.load_config(None, half)).networks.keys() == first.networks.keys()
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     read_image(tmp_path / "image.png")
     assert settings()[1:] == before[1:]
@@ -131,7 +131,7 @@ def test_own_networks_go_on_to_the_bit(tmp_path, monkeypatch):
     before = copy.deepcopy(student).state_dict()
     results = distilled(tmp_path / "whole", student=student)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    assert {"teacher", "baseline", "student"} <= results.keys() and (tmp_path / "whole" / "report.md").is_file()
+    assert list(results.networks) == ["teacher", "baseline", "student"] and (tmp_path / "whole" / "report.md").is_file()
     answers = iter([False] * 5 + [True] * 9)  # in the middle of the student's training
     with pytest.raises(distill.Stopped):
         distilled(tmp_path / "parts", student=student, stop=lambda: next(answers))
@@ -147,13 +147,13 @@ def test_own_networks_go_on_to_the_bit(tmp_path, monkeypatch):
 def test_own_networks_are_exported_scored_and_loaded(tmp_path):
     networks = {"student": Net("tuple"), "teacher": Net("logits"), "teacher__allow_near_chance": True}
     results = distilled(tmp_path, export__enabled=True, **networks)
-    assert results["onnx"]["argmax_agreement"] == 1 and [1, 97, 130] in results["onnx"]["shapes"]
+    assert results.files.onnx.argmax_agreement == 1 and [1, 97, 130] in results.files.onnx.shapes
     image, mask = Squares(1)[0]
     file, module = distill.load(tmp_path), distill.load(str(tmp_path), module=Net("tuple"))
     assert file.classes == module.classes == CLASSES
     assert (file.mask(image) == module.mask(image)).all() and file.mask(image).shape == mask.shape
     scores = distill.evaluate(module, Squares(2))
-    assert scores["mean_iou"] == pytest.approx(results["student"]["mean_iou"])
+    assert scores["mean_iou"] == pytest.approx(results.student.mean_iou)
     assert "Net" in (tmp_path / "student" / "README.md").read_text()
     Image.fromarray(image).save(tmp_path / "image.png")
     assert distill.predict(module, tmp_path / "image.png", tmp_path / "out").done == 1
@@ -164,7 +164,7 @@ def test_own_networks_are_exported_scored_and_loaded(tmp_path):
 
 def test_a_student_that_cannot_be_exported_keeps_its_report(tmp_path):
     results = distilled(tmp_path, student=Net(fixed=True), export__enabled=True, baseline__enabled=False)
-    assert "error" in results["onnx"] and "cannot" in (tmp_path / "report.md").read_text()
+    assert results.files.errors and "cannot" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "student" / "model.onnx").exists()
 
 
@@ -248,7 +248,7 @@ def test_the_example_of_the_readme_runs(tmp_path):
     (code,) = re.findall(r"## Your networks, in Python.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(code.strip().splitlines()) <= 20
     path = f"import json, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    seen = "\njson.dump(results, open('seen.json', 'w'))\n"
+    seen = "\njson.dump(results.to_json(), open('seen.json', 'w'))\n"
     command = [sys.executable, "-c", path + code + seen]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from distill.deployment.latency import RATIOS
 from distill.errors import ExportError
 from distill.pipeline import distil
 from distill.reporting import report
+from distill.reporting.results import NetworkResults, Refused, Results, StudentResults
 
 SETTINGS = {
     "baseline__enabled": "false",
@@ -38,12 +40,41 @@ def test_all_files_are_there_and_recorded(finished):
     assert {p.name for p in (folder / "student").glob("*.onnx")} == {"model.onnx", "model.int8.onnx", "model.fp16.onnx"}
     assert not list((folder / "student").glob(".*"))
     written = json.loads((folder / "results.json").read_text())
-    assert {key: written[key] for key in ("onnx", "int8", "fp16", "latency")} == {
-        key: found[key] for key in ("onnx", "int8", "fp16", "latency")
+    assert Results.from_json(written, folder) == found
+    assert found.student.path == folder / "student"
+    assert found.files.int8.mean_iou_lost <= 0.5
+    assert {row.name for row in found.files.latency.rows} == {"teacher", "student", "student, 8 bits"}
+    assert set(found.files.latency.ratios) == {name for name, *_ in RATIOS}
+
+
+PROOF = {"mean_iou", "float_mean_iou", "mean_iou_lost", "argmax_agreement", "pixels", "bytes", "float_bytes", "sha256"}
+SIZES = {"params", "flops"}
+SCORES = {"mean_iou", "iou", "pixel_accuracy", "classes_present"} | SIZES
+KEYS = {
+    "": {"classes", "val_images", "image_size", "teacher", "student", "onnx", "int8", "fp16", "latency"},
+    "teacher": SCORES,
+    "student": SCORES | {"agreement", "gap_closed"},
+    "onnx": {"max_logit", "max_abs_diff", "max_confidence_diff", "argmax_agreement", "max_margin", "mean_iou"}
+    | {"mean_iou_diff", "shapes", "pixels", "bytes", "sha256", "fixed_size", "made_from"},
+    "int8": {"method", "float_layers", "tried", "layers", "stored_layers", "calibration_images", "max_lost"}
+    | {*PROOF, "made_from"},
+    "fp16": {*PROOF, "made_from"},
+    "latency": {"rows", "ratios", "sizes", "size", "repeat", "clock", "cpu", "versions", "made_from", "sha256"},
+}
+
+
+def test_the_json_files_have_the_keys_that_others_read(finished):
+    folder, _ = finished
+    written = json.loads((folder / "results.json").read_text())
+    assert {name: set(written[name] if name else written) for name in KEYS} == KEYS
+    assert written["student"]["gap_closed"] is written["onnx"]["fixed_size"] is None
+    assert {name: set(size) for name, size in written["latency"]["sizes"].items()} == {
+        "teacher": {*SIZES, "bytes"},
+        "student": {*SIZES, "bytes"},
+        "student, 8 bits": {"bytes"},
     }
-    assert found["int8"]["mean_iou_lost"] <= 0.5
-    assert {row["name"] for row in found["latency"]["rows"]} == {"teacher", "student", "student, 8 bits"}
-    assert set(found["latency"]["ratios"]) == {name for name, *_ in RATIOS}
+    for name in ("onnx", "int8", "fp16", "latency"):
+        assert json.loads((folder / "student" / f"{name}.json").read_text()) == written[name]
 
 
 def test_the_report_says_what_is_known_of_them(finished):
@@ -64,9 +95,9 @@ def test_what_is_there_is_not_made_again(finished, monkeypatch):
     monkeypatch.setattr(artifacts, "halve_onnx", refuse)
     (folder / "student" / "model.fp16.onnx").unlink()
     again = distil(tiny_config(folder, **SETTINGS | {"export__int8_calibration_images": 2}))
-    assert again["onnx"] == found["onnx"]
-    assert again["int8"]["calibration_images"] == 2
-    assert again["fp16"] == {"error": "model.fp16.onnx: no"}
+    assert again.files.onnx == found.files.onnx
+    assert again.files.int8.calibration_images == 2
+    assert again.files.fp16 == Refused("model.fp16.onnx: no")
     assert "No file in half precision: model.fp16.onnx: no" in (folder / "report.md").read_text()
 
 
@@ -113,8 +144,9 @@ def test_refused_8_bits_cost_nothing_else(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0], folder)
     monkeypatch.setattr(artifacts, "quantize_onnx", refuse)
     found = distil(tiny_config(folder, **SETTINGS | {"export__int8_calibration_images": 2}))
-    assert found["int8"] == {"error": "model.int8.onnx: loses too much"}
-    assert set(found["latency"]["ratios"]) == {"teacher / student, onnxruntime"}
+    assert found.files.int8 == Refused("model.int8.onnx: loses too much")
+    assert found.files.int8_loses_too_much
+    assert set(found.files.latency.ratios) == {"teacher / student, onnxruntime"}
     assert {p.name for p in (folder / "student").glob("*.onnx")} == {"model.onnx", "model.fp16.onnx"}
     assert "No file in 8 bits: model.int8.onnx: loses too much" in (folder / "report.md").read_text()
 
@@ -131,9 +163,13 @@ def test_the_reason_of_a_refused_file_is_recorded_and_ends_with_a_code_of_its_ow
     network = models.build(config.student, ["a", "b"])
     run = SimpleNamespace(config=config, splits=SimpleNamespace(classes=["a", "b"], palette=[], val=[]), say=print)
     monkeypatch.setattr(artifacts, "export_onnx", refuse)
-    found = artifacts.exported(run, {"student": network}, {"student": {"mean_iou": 0.5}})
-    assert found == {"onnx": {"error": "model.onnx: not published"}}
+    files = artifacts.exported(run, {"student": network}, mean_iou=0.5)
+    assert files.to_json() == {"onnx": {"error": "model.onnx: not published"}}
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
-    assert report.files(found) == ["No file for onnxruntime: model.onnx: not published"]
-    assert exit_code(lambda stop: found | {"classes": ["error"]}) == EXIT_REFUSED
-    assert main(config, lambda _: {"onnx": {"sha256": "0"}, "classes": []}) == 0
+    assert report.files(files) == ["No file for onnxruntime: model.onnx: not published"]
+    scores = {"path": folder, "mean_iou": 1.0, "iou": {}, "pixel_accuracy": 1.0, "classes_present": 0}
+    scores |= {"params": 1, "flops": 1}
+    networks = {"teacher": NetworkResults(**scores), "student": StudentResults(**scores, agreement=1.0)}
+    results = Results(classes=["error"], val_images=1, image_size=[1, 1], **networks)
+    assert exit_code(lambda stop: replace(results, files=files)) == EXIT_REFUSED
+    assert exit_code(lambda stop: results) == 0

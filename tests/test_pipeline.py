@@ -143,9 +143,9 @@ def test_a_teacher_from_another_run_is_used_and_scored(finished, tmp_path):
     )
     results = distil(config)
     first = json.loads((finished[0] / "results.json").read_text())
-    assert results["teacher"] == first["teacher"]
-    assert results["student"]["gap_closed"] is None
-    assert "baseline" not in results
+    assert results.teacher.to_json() == first["teacher"]
+    assert results.student.gap_closed is None
+    assert results.baseline is None
     events = EventAccumulator(str(folder / "tensorboard" / "teacher"))
     events.Reload()
     assert [e.step for e in events.Scalars("val/mIoU")] == [0, 3, 6]

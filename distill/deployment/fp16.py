@@ -6,6 +6,7 @@ What a CPU can prove of it: the file is valid, its rounded weights give the same
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from distill.data import Dataset
-from distill.deployment.int8 import calibrate, compare_masks
+from distill.deployment.int8 import MaskProof, calibrate, compare_masks
 from distill.errors import ExportError
 from distill.storage import sha256
 
@@ -27,7 +28,24 @@ MIN_AGREEMENT = 0.99
 MAX_LOST = 0.002
 
 
-def halve_onnx(path: Path, fp16_path: Path, dataset: Dataset) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class Fp16File(MaskProof):
+    """A published file in half precision.
+
+    Attributes:
+        bytes: its size.
+        float_bytes: size of the float file.
+        sha256: of its content.
+        made_from: what it depends on: the hash of the float file.
+    """
+
+    bytes: int
+    float_bytes: int
+    sha256: str
+    made_from: dict[str, Any] = field(default_factory=dict)
+
+
+def halve_onnx(path: Path, fp16_path: Path, dataset: Dataset) -> Fp16File:
     """Writes a file with the same inputs, outputs and metadata, whose weights and maps are float16.
 
     Args:
@@ -36,7 +54,7 @@ def halve_onnx(path: Path, fp16_path: Path, dataset: Dataset) -> dict[str, Any]:
         dataset: labelled images to prove it by.
 
     Returns:
-        `mean_iou`, `mean_iou_lost`, `argmax_agreement`, `pixels`, `bytes`, `float_bytes`, `sha256`.
+        The file with its proof.
 
     Raises:
         ExportError: the converted file is not valid, gives values that are not finite, or does something else.
@@ -51,21 +69,22 @@ def halve_onnx(path: Path, fp16_path: Path, dataset: Dataset) -> dict[str, Any]:
         ONNXModel(half).topological_sort()  # it puts what it adds at the end
         onnx.save(half, str(temporary))
         onnx.checker.check_model(str(temporary), full_check=True)
-        facts = compare_masks(path, temporary, dataset)
+        proof = compare_masks(path, temporary, dataset)
     except ExportError:
         raise
     except Exception as error:  # the converter's, the checker's and onnxruntime's
         raise ExportError(f"{fp16_path}: float16 gives no valid file: {' '.join(str(error).split())[:200]}") from None
     else:
-        if facts["argmax_agreement"] < MIN_AGREEMENT or facts["mean_iou_lost"] > MAX_LOST:
+        if proof.argmax_agreement < MIN_AGREEMENT or proof.mean_iou_lost > MAX_LOST:
             raise ExportError(
-                f"{fp16_path}: not published, in float16 {100 * facts['argmax_agreement']:.2f} % of the pixels have "
-                f"the same class, and {100 * facts['mean_iou_lost']:.2f} points of mIoU are lost"
+                f"{fp16_path}: not published, in float16 {100 * proof.argmax_agreement:.2f} % of the pixels have "
+                f"the same class, and {100 * proof.mean_iou_lost:.2f} points of mIoU are lost"
             )
         temporary.replace(fp16_path)
     finally:
         temporary.unlink(missing_ok=True)
-    return facts | {"bytes": fp16_path.stat().st_size, "float_bytes": path.stat().st_size, "sha256": sha256(fp16_path)}
+    size, float_size = (file.stat().st_size for file in (fp16_path, path))
+    return Fp16File(**vars(proof), bytes=size, float_bytes=float_size, sha256=sha256(fp16_path))
 
 
 def _refuse_large_values(path: Path, images: Sequence[np.ndarray]) -> None:

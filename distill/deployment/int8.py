@@ -12,6 +12,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +35,7 @@ from distill.deployment.qdq import BETWEEN, WEIGHTED, quantizable, shorten_names
 from distill.deployment.runtime import OnnxModel
 from distill.errors import ExportError
 from distill.metrics import Scores, confusion_matrix
-from distill.storage import sha256
+from distill.storage import OPTIONAL, Record, sha256
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -43,6 +44,58 @@ METHODS = {
 }
 OTHER_SIZE = (97, 130)
 SENSITIVITY_IMAGES = 4
+
+
+@dataclass(kw_only=True)
+class MaskProof(Record):
+    """What the masks of a file cost against those of the float file that it was made from.
+
+    Attributes:
+        mean_iou: of the file on all labelled images.
+        float_mean_iou: of the float file.
+        mean_iou_lost: the latter less the former.
+        argmax_agreement: share of pixels with the same class.
+        pixels: how many pixels were compared.
+    """
+
+    mean_iou: float
+    float_mean_iou: float
+    mean_iou_lost: float
+    argmax_agreement: float
+    pixels: int
+
+
+@dataclass(kw_only=True)
+class Int8File(MaskProof):
+    """A published INT8 file.
+
+    Attributes:
+        method: by which it was calibrated.
+        tried: mIoU by method.
+        layers: how many compute in INT8.
+        stored_layers: how many only have their weights in INT8.
+        float_layers: names of those left as they were.
+        calibration_images: how many training images gave the ranges.
+        max_lost: mIoU that was allowed to be lost.
+        bytes: size of the file.
+        float_bytes: size of the float file.
+        sha256: of its content.
+        finetuned: whether it is of the network that was trained with rounding, where there is one.
+        made_from: what it depends on: the hash of the float file, and the settings.
+    """
+
+    method: str
+    tried: dict[str, float]
+    layers: int
+    stored_layers: int
+    float_layers: list[str]
+    calibration_images: int
+    max_lost: float
+    bytes: int
+    float_bytes: int
+    sha256: str
+    finetuned: bool | None = field(default=None, metadata=OPTIONAL)
+    made_from: dict[str, Any] = field(default_factory=dict)
 
 
 def quantize_onnx(
@@ -55,7 +108,7 @@ def quantize_onnx(
     max_lost: float = 0.005,
     say: Callable[[str], None] = lambda line: None,
     reference: Path | None = None,
-) -> dict[str, Any]:
+) -> Int8File:
     """Writes a file with the same inputs, outputs and metadata as the one it is made from, and proves it.
 
     The calibration method is the one with the best mIoU on the validation images. If that loses more than allowed,
@@ -73,10 +126,7 @@ def quantize_onnx(
         reference: the float file that the result is compared with; `path` itself if not given.
 
     Returns:
-        What was chosen and measured: `method`, `tried` (mIoU by method), `layers` (how many compute in 8 bits),
-        `stored_layers` (how many only have their weights in 8 bits), `float_layers` (names of those left as they were),
-        `mean_iou`, `float_mean_iou`, `mean_iou_lost`, `argmax_agreement`, `bytes`, `float_bytes`, `sha256`,
-        …
+        What was chosen and measured.
 
     Raises:
         ExportError: no choice keeps the mIoU, or the result gives values that are not finite.
@@ -125,19 +175,19 @@ def quantize_onnx(
     onnx.checker.check_model(str(temporary), full_check=True)
     proof = compare_masks(reference, temporary, val)
     temporary.replace(int8_path)
-    return (
-        facts
-        | proof
-        | {
-            "tried": tried,
-            "layers": sum(bool(layers[name]) for name in layers if name not in kept_float),
-            "stored_layers": sum(not layers[name] for name in layers if name not in kept_float),
-            "calibration_images": len(images),
-            "max_lost": max_lost,
-            "bytes": int8_path.stat().st_size,
-            "float_bytes": reference.stat().st_size,
-            "sha256": sha256(int8_path),
-        }
+    rounded = [bool(nodes) for name, nodes in layers.items() if name not in kept_float]
+    return Int8File(
+        **vars(proof),
+        method=method,
+        tried=tried,
+        layers=sum(rounded),
+        stored_layers=len(rounded) - sum(rounded),
+        float_layers=kept_float,
+        calibration_images=len(images),
+        max_lost=max_lost,
+        bytes=int8_path.stat().st_size,
+        float_bytes=reference.stat().st_size,
+        sha256=sha256(int8_path),
     )
 
 
@@ -236,11 +286,8 @@ def _confusion(path: Path, dataset: Dataset) -> torch.Tensor:
     return matrix
 
 
-def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> dict[str, Any]:
+def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> MaskProof:
     """A finished file beside the float one, on labelled images and on a batch of another size.
-
-    Returns:
-        `mean_iou`, `float_mean_iou`, `mean_iou_lost`, `argmax_agreement` with the float file, `pixels`.
 
     Raises:
         ExportError: outputs that are not finite, or of another size than the image.
@@ -262,13 +309,13 @@ def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> dict[str, A
         if _finite(model, np.stack([small] * 3)).shape != (3, *OTHER_SIZE):
             raise ExportError(f"{path}: gives masks of another size than its images")
     mean_iou, float_mean_iou = (Scores(matrix).mean_iou for matrix in matrices)
-    return {
-        "mean_iou": mean_iou,
-        "float_mean_iou": float_mean_iou,
-        "mean_iou_lost": float_mean_iou - mean_iou,
-        "argmax_agreement": equal / pixels,
-        "pixels": pixels,
-    }
+    return MaskProof(
+        mean_iou=mean_iou,
+        float_mean_iou=float_mean_iou,
+        mean_iou_lost=float_mean_iou - mean_iou,
+        argmax_agreement=equal / pixels,
+        pixels=pixels,
+    )
 
 
 def _finite(model: OnnxModel, images: np.ndarray) -> np.ndarray:

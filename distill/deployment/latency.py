@@ -10,9 +10,10 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnxruntime as ort
@@ -22,6 +23,7 @@ from distill.config.schema import ExportConfig
 from distill.deployment.onnx_export import write_onnx
 from distill.deployment.runtime import read_onnx
 from distill.models.network import Network, count_flops, count_parameters
+from distill.storage import OPTIONAL, Record
 
 Step = Callable[[], object]
 RATIOS = (
@@ -29,6 +31,70 @@ RATIOS = (
     ("student / student, 8 bits", "student", "student, 8 bits"),
     ("teacher / student, 8 bits", "teacher", "student, 8 bits"),
 )
+
+
+@dataclass
+class Latency(Record):
+    """How long one contender takes for an image.
+
+    Attributes:
+        name: the contender's.
+        engine: `eager`, `compiled` or `onnxruntime`.
+        threads: that it ran on.
+        milliseconds: the median.
+        fastest: likewise in milliseconds.
+    """
+
+    name: str
+    engine: str
+    threads: int
+    milliseconds: float
+    fastest: float
+
+
+@dataclass
+class Size(Record):
+    """How large a network or a file is: parameters, FLOPs for one image (2 a multiply-add), bytes."""
+
+    params: int | None = field(default=None, metadata=OPTIONAL)
+    flops: int | None = field(default=None, metadata=OPTIONAL)
+    bytes: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(kw_only=True)
+class Benchmark(Record):
+    """Teacher and student beside each other, and under which conditions.
+
+    Attributes:
+        rows: a contender and number of threads each.
+        ratios: name → threads → how many times faster.
+        sizes: by contender.
+        size: `[H, W]` of the image.
+        repeat: turns of each contender.
+        clock: `CPU` or `wall`.
+        cpu: what the processor calls itself.
+        versions: of the libraries.
+        made_from: the hashes of the files.
+        sha256: of the student's ONNX file.
+    """
+
+    rows: list[Latency]
+    ratios: dict[str, dict[str, float]]
+    sizes: dict[str, Size]
+    size: list[int]
+    repeat: int
+    clock: str
+    cpu: str
+    versions: dict[str, str]
+    made_from: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
+    sha256: str | None = field(default=None, metadata=OPTIONAL)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """See `Record.from_json`."""
+        rows = [Latency.from_json(row) for row in values["rows"]]
+        sizes = {name: Size.from_json(size) for name, size in values["sizes"].items()}
+        return super().from_json({**values, "rows": rows, "sizes": sizes})
 
 
 def benchmark(
@@ -39,7 +105,7 @@ def benchmark(
     repeat: int = 20,
     compiled: bool = False,
     cpu_time: bool = False,
-) -> dict[str, Any]:
+) -> Benchmark:
     """Teacher and student beside each other, in torch and in onnxruntime.
 
     Args:
@@ -50,10 +116,6 @@ def benchmark(
         repeat: turns of each contender.
         compiled: also run the networks through `torch.compile`.
         cpu_time: measure the CPU time of this process instead, for a busy machine and one thread.
-
-    Returns:
-        `rows` (see `latencies`), `sizes` (see `sizes`), `ratios` (name → threads → how many times faster), and under
-        which conditions.
     """
     with TemporaryDirectory() as scratch:
         teacher, whole = Path(scratch) / "teacher.onnx", Path(scratch) / "whole.onnx"
@@ -62,22 +124,22 @@ def benchmark(
         clock = time.process_time if cpu_time else time.perf_counter
         rows = latencies(networks, files, image, threads, repeat, compiled, clock)
         found_sizes = sizes(networks, files, image.shape[:2])
-    found = {(r["name"], r["threads"]): r["milliseconds"] for r in rows if r["engine"] == "onnxruntime"}
+    found = {(row.name, row.threads): row.milliseconds for row in rows if row.engine == "onnxruntime"}
     ratios = {
         name: {str(n): found[slow, n] / found[fast, n] for n in threads}
         for name, slow, fast in RATIOS
         if {slow, fast} <= set(files)
     }
-    return {
-        "rows": rows,
-        "ratios": ratios,
-        "sizes": found_sizes,
-        "size": list(image.shape[:2]),
-        "repeat": repeat,
-        "clock": "CPU" if cpu_time else "wall",
-        "cpu": cpu_name(),
-        "versions": {"torch": torch.__version__, "onnxruntime": ort.__version__},
-    }
+    return Benchmark(
+        rows=rows,
+        ratios=ratios,
+        sizes=found_sizes,
+        size=list(image.shape[:2]),
+        repeat=repeat,
+        clock="CPU" if cpu_time else "wall",
+        cpu=cpu_name(),
+        versions={"torch": torch.__version__, "onnxruntime": ort.__version__},
+    )
 
 
 def latencies(
@@ -88,7 +150,7 @@ def latencies(
     repeat: int = 20,
     compiled: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[dict[str, Any]]:
+) -> list[Latency]:
     """Milliseconds from a raw image to its mask, batch 1, on the CPU.
 
     Args:
@@ -99,10 +161,6 @@ def latencies(
         repeat: turns of each contender.
         compiled: also run the networks through `torch.compile` (its first call takes a minute).
         clock: gives seconds.
-
-    Returns:
-        A dict a contender and number of threads: `name`, `engine` (`eager`, `compiled`, `onnxruntime`), `threads`,
-        `milliseconds` (median), `fastest`.
     """
     before, rows = torch.get_num_threads(), []
     try:
@@ -116,20 +174,17 @@ def latencies(
             for name, path in files.items():
                 steps[name, "onnxruntime"] = _onnx_step(path, image, count)
             for (name, engine), times in _in_turns(steps, repeat, clock).items():
-                milliseconds = {"milliseconds": 1e3 * statistics.median(times), "fastest": 1e3 * min(times)}
-                rows.append({"name": name, "engine": engine, "threads": count} | milliseconds)
+                rows.append(Latency(name, engine, count, 1e3 * statistics.median(times), 1e3 * min(times)))
     finally:
         torch.set_num_threads(before)
     return rows
 
 
-def sizes(networks: Mapping[str, Network], files: Mapping[str, Path], size: Sequence[int]) -> dict[str, dict[str, Any]]:
+def sizes(networks: Mapping[str, Network], files: Mapping[str, Path], size: Sequence[int]) -> dict[str, Size]:
     """Parameters, FLOPs for one image of `size` (2 a multiply-add) and bytes of the files, by name."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, network in networks.items():
-        found[name] = {"params": count_parameters(network), "flops": count_flops(network, size)}
+    found = {name: Size(count_parameters(network), count_flops(network, size)) for name, network in networks.items()}
     for name, path in files.items():
-        found.setdefault(name, {})["bytes"] = path.stat().st_size
+        found.setdefault(name, Size()).bytes = path.stat().st_size
     return found
 
 

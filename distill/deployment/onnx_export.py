@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from distill.deployment.onnx_ops import TRANSLATIONS, pad_to_stride
 from distill.errors import ExportError
 from distill.metrics import Scores, confusion_matrix
 from distill.models import FIXED_SIZE, Network, OwnNetwork, streamlined
-from distill.storage import sha256
+from distill.storage import Record, sha256
 
 MIN_AGREEMENT = 0.9999
 # Of the largest logit. Against float64, files were measured to be off by at most 4e-6 of it; torch in float32 by up to
@@ -69,7 +69,7 @@ class Deployed(nn.Module):
 
 
 @dataclass
-class Proof:
+class Proof(Record):
     """What the file was compared with the network on, and how they differ.
 
     Attributes:
@@ -110,6 +110,23 @@ class Proof:
         return found
 
 
+@dataclass(kw_only=True)
+class OnnxFile(Proof):
+    """A published ONNX file.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its content.
+        fixed_size: `[H, W]` of the only images that it takes, if it is made for one size.
+        made_from: what it depends on: the hash of the weights, and the settings of the export.
+    """
+
+    bytes: int
+    sha256: str
+    fixed_size: list[int] | None = None
+    made_from: dict[str, Any] = field(default_factory=dict)
+
+
 def export_onnx(
     network: Network,
     path: Path,
@@ -117,7 +134,7 @@ def export_onnx(
     config: ExportConfig,
     metadata: dict[str, Any],
     sizes: Sequence[tuple[int, int]] = OTHER_SIZES,
-) -> dict[str, Any]:
+) -> OnnxFile:
     """Writes the ONNX file and proves it; a file that fails is not published.
 
     Args:
@@ -129,7 +146,7 @@ def export_onnx(
         sizes: `(height, width)` to which images are resized for the proof, beside their own.
 
     Returns:
-        The proof as a dict.
+        The file with its proof.
 
     Raises:
         ExportError: the file and the network differ, or it takes one size only and the images have several.
@@ -156,7 +173,8 @@ def export_onnx(
     finally:
         for file in (temporary, whole):
             file.unlink(missing_ok=True)
-    return asdict(proof) | {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    fixed_size = [height, width] if is_fixed(network) else None
+    return OnnxFile(**vars(proof), bytes=path.stat().st_size, sha256=sha256(path), fixed_size=fixed_size)
 
 
 def write_onnx(

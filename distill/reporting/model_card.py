@@ -10,9 +10,11 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.config.schema import Config
+from distill.deployment.onnx_export import OnnxFile
 from distill.errors import ConfigError
 from distill.losses import TERMS
-from distill.reporting.report import files, latency, summary, table
+from distill.reporting.report import about_files, percent, summary, table
+from distill.reporting.results import ExportResults, NetworkResults, Results
 from distill.text import cell, printable
 from distill.training.provenance import RECORD, as_made
 
@@ -22,62 +24,61 @@ READ_IMAGE = """image = ImageOps.exif_transpose(Image.open("image.jpg")).convert
 image = np.asarray(image)[None]  # uint8 [N, H, W, 3]"""
 
 
-def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None:
+def write_card(folder: Path, config: Config, results: Results) -> None:
     """Writes the card: what the student is, how good, how it was trained, how it is used.
 
     Args:
         folder: the student's.
         config: of the run.
-        results: what `results.json` holds.
+        results: of the run.
     """
-    student, teacher, classes = results["student"], results["teacher"], results["classes"]
+    student, teacher, classes, onnx = results.student, results.teacher, results.classes, results.files.onnx
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     made = as_made(config, record["settings"])  # a setting may have changed since
     data = config.data.format if config.data.format != "folders" else printable(Path(config.data.root).resolve().name)
     scored = EvalResult(
         task_type="image-segmentation",
         dataset_type=data,
-        dataset_name=f"{data}, {results['val_images']} validation images",
+        dataset_name=f"{data}, {results.val_images} validation images",
         metric_type="mean_iou",
         metric_name="mIoU",
-        metric_value=round(student["mean_iou"], 4),
+        metric_value=round(student.mean_iou, 4),
     )
     header = ModelCardData(
-        library_name="pytorch" if "module" in student else "segmentation-models-pytorch",
+        library_name="pytorch" if student.module else "segmentation-models-pytorch",
         pipeline_tag="image-segmentation",
-        tags=["semantic-segmentation", "knowledge-distillation", *(["onnx"] if _has_onnx(results) else [])],
+        tags=["semantic-segmentation", "knowledge-distillation", *(["onnx"] if isinstance(onnx, OnnxFile) else [])],
         datasets=[data],
         base_model=f"{config.name}/teacher",
         model_name=config.name,
         metrics=["mean_iou"],
         eval_results=[scored],
     )
-    per_class = [("IoU", "student", "teacher")] + [
-        (name, *(_percent(results[who]["iou"][name]) for who in ("student", "teacher"))) for name in classes
-    ]
+    per_class = [("IoU", "student", "teacher")]
+    per_class += [(name, percent(student.iou[name]), percent(teacher.iou[name])) for name in classes]
     text = f"""---
 {header.to_yaml()}
 ---
 # {config.name}: distilled student
 
-Semantic segmentation into {len(classes)} classes with a {_network(folder, student)} of {student["params"] / 1e6:.2f} M
-parameters ({student["flops"] / 1e9:.2f} GFLOPs an image of {"×".join(map(str, results["image_size"]))}), distilled
-from a {_network(folder.parent / "teacher", teacher)} of {teacher["params"] / 1e6:.2f} M.
+Semantic segmentation into {len(classes)} classes with a {_network(folder, student)} of {student.params / 1e6:.2f} M
+parameters ({student.flops / 1e9:.2f} GFLOPs an image of {"×".join(map(str, results.image_size))}), distilled
+from a {_network(folder.parent / "teacher", teacher)} of {teacher.params / 1e6:.2f} M.
 
 ## Results
 
-On {results["val_images"]} validation images ({cell(data)}), void left out:
+On {results.val_images} validation images ({cell(data)}), void left out:
 
 {summary(results)}
 
 {table(per_class)}
-{_details(results)}
+{_details(results.files)}
 ## Use
-{_with_onnxruntime(results) if _has_onnx(results) else ""}
+{_with_onnxruntime(onnx) if isinstance(onnx, OnnxFile) else ""}
 With PyTorch, from this folder:
 
 ```python
-{_with_own_module(student["module"]) if "module" in student else _with_smp(config)}
+{_with_own_module(student.module) if student.module else _with_smp(config)}
 ```
 
 Ids and names are in `id2label.json`.
@@ -122,13 +123,9 @@ def push(folder: Path, repo_id: str) -> str:
     return str(url)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _network(folder: Path, numbers: Mapping[str, Any]) -> str:
-    if "module" in numbers:
-        return f"`{cell(numbers['module'])}`"
+def _network(folder: Path, numbers: NetworkResults) -> str:
+    if numbers.module:
+        return f"`{cell(numbers.module)}`"
     made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return f"{made_of['_model_class']} on {made_of['encoder_name'].removeprefix('tu-')}"
 
@@ -138,10 +135,6 @@ def _small_map(config: Config) -> str:
     if "upsampling" not in config.student.options:
         return ""
     return "model.segmentation_head[1] = torch.nn.Identity()  # it would upsample to another size\n"
-
-
-def _has_onnx(results: Mapping[str, Any]) -> bool:
-    return "sha256" in results.get("onnx", {})
 
 
 def _with_smp(config: Config) -> str:
@@ -164,9 +157,9 @@ from PIL import Image, ImageOps
 mask = distill.load(".", module={printable(name)}(…)).mask(image[0])  # the module that was trained"""
 
 
-def _with_onnxruntime(results: Mapping[str, Any]) -> str:
+def _with_onnxruntime(onnx: OnnxFile) -> str:
     return f"""
-With onnxruntime alone; scaling, normalisation and padding are in the file, images {_sizes(results)}:
+With onnxruntime alone; scaling, normalisation and padding are in the file, images {_sizes(onnx)}:
 
 ```python
 import numpy as np, onnxruntime
@@ -179,9 +172,9 @@ mask = session.run(["mask"], {{"image": image}})[0][0]  # uint8 [H, W], class id
 """
 
 
-def _sizes(results: Mapping[str, Any]) -> str:
-    if fixed := results.get("onnx", {}).get("fixed_size"):
-        return f"have to be {fixed[1]} wide and {fixed[0]} high"
+def _sizes(onnx: OnnxFile) -> str:
+    if onnx.fixed_size:
+        return f"have to be {onnx.fixed_size[1]} wide and {onnx.fixed_size[0]} high"
     return "may have any size"
 
 
@@ -204,9 +197,5 @@ def _changes(changes: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _details(results: Mapping[str, Any]) -> str:
-    """What is known of the files, and of their speed."""
-    lines = ["", "## Files", "", *files(results), ""] if "onnx" in results else [""]
-    if "latency" in results:
-        lines += ["## Time and size", "", *latency(results["latency"]), ""]
-    return "\n".join(lines)
+def _details(files: ExportResults) -> str:
+    return "\n".join(["", *about_files(files)])

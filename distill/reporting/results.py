@@ -1,88 +1,185 @@
-"""What a finished run leaves behind: numbers, pictures, the files with their proofs, the report, the model card."""
+"""The results of a run, as `results.json` holds them: scores and sizes of its networks, proofs of its files."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 from distill import models
-from distill.artifacts import refused
-from distill.config.schema import OWN
+from distill.deployment.fp16 import Fp16File
+from distill.deployment.int8 import Int8File
+from distill.deployment.latency import Benchmark
+from distill.deployment.onnx_export import OnnxFile
 from distill.evaluation.scores import Evaluation
 from distill.models.network import Network
-from distill.reporting.model_card import push, write_card
-from distill.reporting.report import strip, summary, write_report
-from distill.storage import write_json
+from distill.storage import INTERNAL, OPTIONAL, Record
 from distill.training.context import Run
 from distill.training.provenance import RECORD
-from distill.training.tracking import Tracker
 
 
-def collect(run: Run, networks: dict[str, Network], evaluation: Evaluation) -> dict[str, Any]:
-    """What `results.json` holds, but for the ONNX file."""
+@dataclass(kw_only=True)
+class NetworkResults(Record):
+    """Scores on the validation images, and size, of a network.
+
+    Attributes:
+        path: its folder.
+        mean_iou: 0 to 1, over the classes that the images have.
+        iou: by class; None for those that they do not have.
+        pixel_accuracy: share of labelled pixels that are right.
+        classes_present: how many classes the images have.
+        params: number of weights.
+        flops: floating point operations for an image, 2 a multiply-add.
+        module: name of the module that was handed over, if it was.
+        clipped_share: share of training steps in which gradients were clipped, where they may be.
+    """
+
+    path: Path = field(metadata=INTERNAL)
+    mean_iou: float
+    iou: dict[str, float | None]
+    pixel_accuracy: float
+    classes_present: int
+    params: int
+    flops: int
+    module: str | None = field(default=None, metadata=OPTIONAL)
+    clipped_share: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(kw_only=True)
+class StudentResults(NetworkResults):
+    """What is also known of the student.
+
+    Attributes:
+        agreement: share of pixels, void apart, in which it says what the teacher says.
+        gap_closed: of the gap between baseline and teacher, if there is one.
+    """
+
+    agreement: float
+    gap_closed: float | None = None
+
+
+@dataclass
+class Refused(Record):
+    """A file that was asked for and is not there, and why."""
+
+    error: str
+
+
+@dataclass(kw_only=True)
+class ExportResults(Record):
+    """The student's files, each with its proof; None for what was not asked for."""
+
+    onnx: OnnxFile | Refused | None = field(default=None, metadata=OPTIONAL)
+    int8: Int8File | Refused | None = field(default=None, metadata=OPTIONAL)
+    fp16: Fp16File | Refused | None = field(default=None, metadata=OPTIONAL)
+    latency: Benchmark | None = field(default=None, metadata=OPTIONAL)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """See `Record.from_json`."""
+        kinds: dict[str, type[Record]] = {"onnx": OnnxFile, "int8": Int8File, "fp16": Fp16File, "latency": Benchmark}
+        files: dict[str, Any] = {}
+        for name, kind in kinds.items():
+            if name in values:
+                files[name] = (Refused if "error" in values[name] else kind).from_json(values[name])
+        return cls(**files)
+
+    @property
+    def errors(self) -> list[str]:
+        """Why files that were asked for are not there, a line each."""
+        return [file.error for file in (self.onnx, self.int8, self.fp16) if isinstance(file, Refused)]
+
+    @property
+    def int8_loses_too_much(self) -> bool:
+        """Whether the INT8 file kept its score by layers in float, or is not there at all."""
+        return isinstance(self.int8, Refused) or bool(self.int8 and self.int8.float_layers)
+
+
+@dataclass(kw_only=True)
+class Results(Record):
+    """All results of a run.
+
+    Attributes:
+        classes: their names, by id.
+        val_images: how many images the scores are of.
+        image_size: `[H, W]` of the first.
+        teacher: what the student learnt from.
+        baseline: the same student on labels alone, if it was trained.
+        student: the student.
+        files: its files; in JSON, they stand beside the networks.
+    """
+
+    classes: list[str]
+    val_images: int
+    image_size: list[int]
+    teacher: NetworkResults
+    baseline: NetworkResults | None = field(default=None, metadata=OPTIONAL)
+    student: StudentResults
+    files: ExportResults = field(default_factory=ExportResults)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `results.json` holds."""
+        values = super().to_json()
+        files = values.pop("files")
+        return values | files
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], folder: Path = Path()) -> Self:
+        """From what `results.json` holds; the folder is the run's."""
+        kinds: dict[str, type[NetworkResults]] = {
+            "teacher": NetworkResults,
+            "baseline": NetworkResults,
+            "student": StudentResults,
+        }
+        networks = {
+            name: kind.from_json({**values[name], "path": folder / name})
+            for name, kind in kinds.items()
+            if name in values
+        }
+        return super().from_json({**values, **networks, "files": ExportResults.from_json(values)})
+
+    @property
+    def networks(self) -> dict[str, NetworkResults]:
+        """Those that there are, by name."""
+        found = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
+        return {name: network for name, network in found.items() if network}
+
+
+def collect(run: Run, networks: Mapping[str, Network], evaluation: Evaluation) -> Results:
+    """The results of a run, but for the student's files."""
     classes, size = run.splits.classes, run.splits.val.read(0)[1].shape
-    results: dict[str, Any] = {"classes": classes, "val_images": len(run.splits.val), "image_size": list(size)}
-    for name, network in networks.items():
-        scores = evaluation.scores[name]
-        results[name] = {
+
+    def numbers(name: str) -> dict[str, Any]:
+        scores, folder, network = evaluation.scores[name], run.config.folder / name, networks[name]
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        clips = "clipped" in record and run.config.optimizer.max_grad_norm
+        return {
+            "path": folder,
             "mean_iou": scores.mean_iou,
             "iou": dict(zip(classes, scores.iou, strict=True)),
             "pixel_accuracy": scores.pixel_accuracy,
             "classes_present": scores.present,
             "params": models.count_parameters(network),
             "flops": models.count_flops(network, size),
+            "module": network.kind if isinstance(network, models.OwnNetwork) else None,
+            "clipped_share": record["clipped"] / record["steps"] if clips else None,
         }
-        if isinstance(network, models.OwnNetwork):
-            results[name]["module"] = network.kind
 
-        record = json.loads((run.config.folder / name / RECORD).read_text(encoding="utf-8"))
-        if "clipped" in record and run.config.optimizer.max_grad_norm:
-            results[name]["clipped_share"] = record["clipped"] / record["steps"]
-    teacher, student = results["teacher"]["mean_iou"], results["student"]["mean_iou"]
-    gap = teacher - results["baseline"]["mean_iou"] if "baseline" in results else 0.0
-    results["student"]["agreement"] = evaluation.agreement["student"]
-    results["student"]["gap_closed"] = 1 - (teacher - student) / gap if gap > 0 else None
-    return results
-
-
-def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, results: dict[str, Any]) -> None:
-    """Pictures, numbers, the report and TensorBoard."""
-    config, splits, folder = run.config, run.splits, run.config.folder
-    student = folder / "student"
-    samples: dict[str, np.ndarray] = {}
-    count = min(config.num_sample_images, len(splits.val))
-    for index in range(0, len(splits.val), max(1, len(splits.val) // max(1, count)))[:count]:
-        samples[splits.val.names[index]] = strip(*splits.val.read(index), networks, splits.palette)
-    (folder / "samples").mkdir(exist_ok=True)
-    paths = [f"samples/{name}.png" for name in samples]
-    for path, picture in zip(paths, samples.values(), strict=True):
-        Image.fromarray(picture).save(folder / path)
-
-    write_json(folder / "results.json", results)
-    command = f"accelerate launch scripts/distill.py --config {folder}/config.yaml"
-    if config.data.format == OWN:
-        command = f'distill.distill(…, output_dir="{folder}") with the same arguments'
-    report = write_report(folder, config.name, results, paths, command)
-    write_card(student, config, results)
-
-    if config.teacher.checkpoint or config.teacher.arch == OWN:  # it was not trained here: a level line to compare with
-        line = Tracker(run.accelerator, "teacher")
-        for step in (0, *range(config.eval_steps, config.student.max_train_steps + 1, config.eval_steps)):
-            line.scores(evaluation.scores["teacher"], splits.classes, step)
-        line.close()
-    last = config.student.max_train_steps + 1  # a step of its own, so that writing it again replaces it
-    tracker = Tracker(run.accelerator, "student", first_step=last)
-    tracker.layout(splits.classes)
-    for name, picture in samples.items():
-        tracker.image(f"samples/{name}", picture, last)
-    tracker.text("report", report, last)
-    tracker.close()
-    made = f"{student}/{'model.onnx' if 'sha256' in results.get('onnx', {}) else 'model.safetensors'}"
-    run.say(f"\n{summary(results)}\n\n{folder}/report.md, {made}, tensorboard --logdir {folder}/tensorboard")
-    for reason in refused(results):
-        run.say(f"distill: warning: {reason}; all else is done")
-    if config.push_to_hub and config.hub_model_id:
-        run.say(f"uploaded to {push(student, config.hub_model_id)}")
+    teacher = NetworkResults(**numbers("teacher"))
+    baseline = NetworkResults(**numbers("baseline")) if "baseline" in networks else None
+    gap = teacher.mean_iou - baseline.mean_iou if baseline else 0.0
+    lost = teacher.mean_iou - evaluation.scores["student"].mean_iou
+    return Results(
+        classes=classes,
+        val_images=len(run.splits.val),
+        image_size=list(size),
+        teacher=teacher,
+        baseline=baseline,
+        student=StudentResults(
+            **numbers("student"),
+            agreement=evaluation.agreement["student"],
+            gap_closed=1 - lost / gap if gap > 0 else None,
+        ),
+    )

@@ -44,12 +44,12 @@ def exported(scenes, tmp_path_factory):
 def test_one_file_that_is_proven(exported):
     path, proof = exported
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
-    assert proof["argmax_agreement"] >= 0.9999
-    assert proof["max_abs_diff"] <= 1e-3
-    assert proof["mean_iou_diff"] <= 1e-4
+    assert proof.argmax_agreement >= 0.9999
+    assert proof.max_abs_diff <= 1e-3
+    assert proof.mean_iou_diff <= 1e-4
     sizes = [[64, 96], [1, 1], [97, 130], [480, 360], [720, 960]]
-    assert proof["shapes"] == [[count, *size] for size in sizes for count in (1, 3)]
-    assert proof["bytes"] == path.stat().st_size
+    assert proof.shapes == [[count, *size] for size in sizes for count in (1, 3)]
+    assert proof.bytes == path.stat().st_size
 
 
 def test_mask_comes_first_and_metadata_is_inside(exported):
@@ -85,7 +85,7 @@ def test_a_float_image_is_refused(exported):
 def test_an_architecture_that_bakes_in_its_size_takes_no_other(scenes, tmp_path):
     path = tmp_path / "model.onnx"
     proof = onnx_export.export_onnx(network("pspnet"), path, scenes, ExportConfig(), {})
-    assert proof["shapes"] == [[1, 64, 96], [3, 64, 96]]
+    assert proof.shapes == [[1, 64, 96], [3, 64, 96]]
     session = onnxruntime.InferenceSession(path)
     assert session.get_inputs()[0].shape[1:] == [64, 96, 3]
     with pytest.raises(Exception, match="Got invalid dimensions"):
@@ -115,8 +115,8 @@ def test_a_student_of_large_numbers_is_published(scenes, tmp_path):
         for parameter in net.model.segmentation_head.parameters():
             parameter *= 1000
     proof = onnx_export.export_onnx(net, tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
-    assert proof["max_abs_diff"] > 1e-3
-    assert proof["max_abs_diff"] < 1e-5 * proof["max_logit"]
+    assert proof.max_abs_diff > 1e-3
+    assert proof.max_abs_diff < 1e-5 * proof.max_logit
 
 
 def test_a_file_that_is_nearer_to_float64_than_the_network_is_published(scenes, tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_file_that_is_nearer_to_float64_than_the_network_is_published(scenes, 
     right = onnx_export.prove
     monkeypatch.setattr(onnx_export, "prove", prove)
     proof = onnx_export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
-    assert proof["max_abs_diff"] < 1e-5 * proof["max_logit"]
+    assert proof.max_abs_diff < 1e-5 * proof.max_logit
 
 
 @pytest.mark.parametrize("factor", [1, 10, 1000])
@@ -155,7 +155,7 @@ def test_a_network_that_the_exporter_cannot_take_is_named(scenes, tmp_path, monk
 def test_other_outputs(scenes, tmp_path, output):
     path = tmp_path / "model.onnx"
     proof = onnx_export.export_onnx(network(), path, scenes, ExportConfig(output=output), {}, SMALL)
-    assert 0 < proof["max_abs_diff"] <= 1e-3  # of logits that the file does not give
+    assert 0 < proof.max_abs_diff <= 1e-3  # of logits that the file does not give
     session = onnxruntime.InferenceSession(path)
     image = scenes.read(0)[0][None]
     found = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": image}), strict=True))
@@ -224,7 +224,7 @@ def test_the_cheaper_order_gives_the_same_logits():
 @pytest.mark.parametrize("arch", ["unet", "deeplabv3plus", "segformer"])
 def test_other_architectures(scenes, tmp_path, arch):
     proof = onnx_export.export_onnx(network(arch), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
-    assert proof["shapes"] == [[count, *size] for size in ([64, 96], *map(list, SMALL)) for count in (1, 3)]
+    assert proof.shapes == [[count, *size] for size in ([64, 96], *map(list, SMALL)) for count in (1, 3)]
 
 
 @pytest.mark.long
@@ -233,4 +233,4 @@ def test_other_architectures(scenes, tmp_path, arch):
 def test_architectures_sizes_and_batches(scenes, tmp_path, arch, encoder):
     proof = onnx_export.export_onnx(network(arch, encoder), tmp_path / "model.onnx", scenes, ExportConfig(), {})
     sizes = [[64, 96], *([] if arch in models.FIXED_SIZE else map(list, onnx_export.OTHER_SIZES))]
-    assert proof["shapes"] == [[count, *size] for size in sizes for count in (1, 3)]
+    assert proof.shapes == [[count, *size] for size in sizes for count in (1, 3)]

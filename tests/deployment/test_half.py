@@ -24,8 +24,8 @@ def test_same_contract_half_the_weights(student):
     assert (after.classes, after.palette) == (before.classes, before.palette)
     weights = {t.name: t for t in onnx.load(after.path).graph.initializer}
     assert weights["w2"].data_type == onnx.TensorProto.FLOAT16
-    assert 0.99 < facts["argmax_agreement"] <= 1
-    assert facts["bytes"] < facts["float_bytes"]
+    assert 0.99 < facts.argmax_agreement <= 1
+    assert facts.bytes < facts.float_bytes
 
 
 def test_an_invalid_file_is_one_line_and_no_file(student, monkeypatch):

@@ -35,18 +35,18 @@ def test_same_contract_and_a_proof_that_holds(student):
         before.classes,
         before.palette,
     )
-    assert set(result["tried"]) == {"minmax", "entropy", "percentile"}
-    assert result["tried"][result["method"]] == max(result["tried"].values()) == result["mean_iou"]
-    assert result["float_layers"] == []
-    assert result["float_mean_iou"] == 1
-    assert 0 <= result["mean_iou_lost"] <= 0.1
-    assert 0.95 < result["argmax_agreement"] <= 1
-    assert result["bytes"] == after.path.stat().st_size
+    assert set(result.tried) == {"minmax", "entropy", "percentile"}
+    assert result.tried[result.method] == max(result.tried.values()) == result.mean_iou
+    assert result.float_layers == []
+    assert result.float_mean_iou == 1
+    assert 0 <= result.mean_iou_lost <= 0.1
+    assert 0.95 < result.argmax_agreement <= 1
+    assert result.bytes == after.path.stat().st_size
     graph = onnx.load(after.path).graph
     inner = {name for node in graph.node for name in (*node.input, *node.output)} - {"image", "mask", "logits", ""}
     assert max(map(len, inner)) <= 4
     recorded = json.loads(after.session.get_modelmeta().custom_metadata_map["quantization"])
-    assert recorded["method"] == result["method"]
+    assert recorded["method"] == result.method
     assert sorted(p.name for p in student.parent.iterdir()) == ["model.int8.onnx", "model.onnx"]
 
 
@@ -67,7 +67,7 @@ def test_weights_are_signed_per_channel_and_activations_unsigned(student):
 
 def test_the_weights_of_a_layer_in_float_are_small_and_right(student):
     result = run(student, methods=["minmax"], max_lost=1)
-    assert (result["layers"], result["stored_layers"]) == (2, 1)
+    assert (result.layers, result.stored_layers) == (2, 1)
     graph = onnx.load(student.with_name("model.int8.onnx")).graph
     (node,) = (node for node in graph.node if node.name == "conv3")
     scaled = next(other for other in graph.node if other.output[0] == node.input[1])
@@ -139,10 +139,10 @@ def test_bilinear_resize_stays_in_float_and_products_with_made_up_matrices_are_n
 def test_layers_that_cost_too_much_stay_in_float_and_are_named(student):
     lines = []
     free = run(student, methods=["minmax"], max_lost=1)
-    result = run(student, methods=["minmax"], max_lost=free["mean_iou_lost"] * 0.9, say=lines.append)
-    assert len(result["float_layers"]) == 1
-    assert result["mean_iou_lost"] <= free["mean_iou_lost"] * 0.9
-    counts = [sum(r[key] for key in ("layers", "stored_layers")) + len(r["float_layers"]) for r in (free, result)]
+    result = run(student, methods=["minmax"], max_lost=free.mean_iou_lost * 0.9, say=lines.append)
+    assert len(result.float_layers) == 1
+    assert result.mean_iou_lost <= free.mean_iou_lost * 0.9
+    counts = [r.layers + r.stored_layers + len(r.float_layers) for r in (free, result)]
     assert counts == [3, 3]
     assert "in float: mIoU" in lines[-1]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from distill import models
 from distill.config.schema import NetworkConfig
 from distill.data import Dataset
-from distill.deployment.latency import latencies, sizes
+from distill.deployment.latency import Size, latencies, sizes
 from distill.deployment.runtime import OnnxModel, open_model
 from distill.errors import ConfigError
 from distill.evaluation import detailed
@@ -248,6 +248,6 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
 def test_latencies_and_sizes(tmp_path):
     path = onnx_files.write(tmp_path / "model.onnx")
     rows = latencies({}, {"student": path}, images().read(0)[0], threads=[1, 2], repeat=3)
-    assert [(r["name"], r["engine"], r["threads"]) for r in rows] == [("student", "onnxruntime", n) for n in (1, 2)]
-    assert all(0 < r["fastest"] <= r["milliseconds"] for r in rows)
-    assert sizes({}, {"student": path}, (30, 44)) == {"student": {"bytes": path.stat().st_size}}
+    assert [(r.name, r.engine, r.threads) for r in rows] == [("student", "onnxruntime", n) for n in (1, 2)]
+    assert all(0 < r.fastest <= r.milliseconds for r in rows)
+    assert sizes({}, {"student": path}, (30, 44)) == {"student": Size(bytes=path.stat().st_size)}

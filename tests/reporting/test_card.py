@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -17,6 +18,7 @@ from distill.errors import ConfigError
 from distill.pipeline import distil
 from distill.reporting import model_card
 from distill.reporting.report import write_report
+from distill.reporting.results import ExportResults, Results
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def test_the_header_has_what_the_hub_shows(student):
     data = ModelCard.load(folder / "README.md").data
     assert (data.library_name, data.pipeline_tag) == ("segmentation-models-pytorch", "image-segmentation")
     assert data.base_model == "tiny/teacher"
-    assert data.eval_results[0].metric_value == pytest.approx(results["student"]["mean_iou"], abs=1e-4)
+    assert data.eval_results[0].metric_value == pytest.approx(results.student.mean_iou, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,8 @@ def test_the_text_says_with_what_the_student_was_made_and_what_changed_on_the_wa
 
 def test_a_file_for_one_size_says_so(student, tmp_path):
     shutil.copytree(student[0].parent, tmp_path / "run")
-    results = student[1] | {"onnx": student[1]["onnx"] | {"fixed_size": [360, 480]}}
+    files = replace(student[1].files, onnx=replace(student[1].files.onnx, fixed_size=[360, 480]))
+    results = replace(student[1], files=files)
     config = tiny_config(tmp_path / "run", data__format="folders", data__root=tmp_path / "roads")
     model_card.write_card(tmp_path / "run" / "student", config, results)
     text = (tmp_path / "run" / "student" / "README.md").read_text()
@@ -142,7 +145,7 @@ def test_a_repository_has_a_name(capsys):
 
 def test_without_an_export_nothing_speaks_of_its_file(student, tmp_path):
     shutil.copytree(student[0].parent, tmp_path / "run")
-    results = {key: value for key, value in student[1].items() if key != "onnx"}
+    results = replace(student[1], files=ExportResults())
     model_card.write_card(tmp_path / "run" / "student", tiny_config(tmp_path / "run"), results)
     text = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "onnx" not in text
@@ -156,7 +159,7 @@ HOSTILE = "<img src=x onerror=alert(1)> | 1 | [a](http://x) `rm`\n| b"
 
 def test_names_are_text_in_the_card_and_the_report(student, tmp_path):
     shutil.copytree(student[0].parent, tmp_path / "run")
-    results = json.loads(json.dumps(student[1]).replace('"balloon"', json.dumps(HOSTILE)))
+    results = Results.from_json(json.loads(json.dumps(student[1].to_json()).replace('"balloon"', json.dumps(HOSTILE))))
     config = tiny_config(tmp_path / "run", data__format="folders", data__root=tmp_path / HOSTILE.replace("/", ""))
     model_card.write_card(tmp_path / "run" / "student", config, results)
     write_report(tmp_path / "run", "tiny", results, [f"samples/{HOSTILE}.png"], "command")

@@ -1,6 +1,7 @@
 """Quantisation-aware training: what it computes, that it leaves no trace, and that a run uses it where 8 bits fail."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,13 +88,13 @@ def test_a_student_whose_8_bits_lose_too_much_is_tuned(tmp_path, monkeypatch):
 
     monkeypatch.setattr(artifacts, "quantize_onnx", after_one_refusal)
     found = distil(tiny_config(folder, **SETTINGS))
-    assert found["int8"]["finetuned"] is True
+    assert found.files.int8.finetuned is True
     record = json.loads((folder / "int8" / "stage.json").read_text())
     assert record["steps"] == 3
     assert record["settings"]["student.learning_rate"] == pytest.approx(3e-4)
     small = OnnxModel(folder / "student" / "model.int8.onnx")
     about = small.session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["weights_sha256"]) == record["sha256"] != found["onnx"]["made_from"]["weights_sha256"]
+    assert json.loads(about["weights_sha256"]) == record["sha256"] != found.files.onnx.made_from["weights_sha256"]
     assert "tuned to be rounded" in (folder / "report.md").read_text()
     assert sorted(p.name for p in (folder / "student").glob("*.onnx")) == ["model.int8.onnx", "model.onnx"]
 
@@ -109,10 +110,10 @@ def test_the_better_of_both_files_stays(tmp_path, monkeypatch):
     def worse_each_time(path, *arguments, **options):
         found = real(path, *arguments[:4], 8, 0.9, *arguments[6:], **options)
         tries.append(path)
-        return found | {"float_layers": ["conv"], "mean_iou": 1 / len(tries)}
+        return replace(found, float_layers=["conv"], mean_iou=1 / len(tries))
 
     monkeypatch.setattr(artifacts, "quantize_onnx", worse_each_time)
     found = distil(tiny_config(folder, **SETTINGS))
     assert len(tries) == 2
-    assert (found["int8"]["mean_iou"], found["int8"]["finetuned"]) == (1, False)
+    assert (found.files.int8.mean_iou, found.files.int8.finetuned) == (1, False)
     assert "tuned to be rounded" not in (folder / "report.md").read_text()
