@@ -82,6 +82,40 @@ class Scores:
         return skill[truth > 0].mean().item()
 
 
+class Comparison:
+    """Masks beside those of a reference, on labelled images.
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int):
+        self.matrices = torch.zeros(2, classes, classes, dtype=torch.int64)
+        self.equal = self.pixels = 0
+
+    def add(self, reference: Tensor, candidate: Tensor, mask: Tensor) -> None:
+        """Counts images: class ids of both, and labels, each `[N, H, W]`."""
+        for matrix, prediction in zip(self.matrices, (reference, candidate), strict=True):
+            matrix += confusion_matrix(prediction, mask, len(matrix))
+        self.equal += int((reference == candidate).sum())
+        self.pixels += candidate.numel()
+
+    @property
+    def reference_mean_iou(self) -> float:
+        """0 to 1, of the reference."""
+        return Scores(self.matrices[0]).mean_iou
+
+    @property
+    def mean_iou(self) -> float:
+        """0 to 1, of the candidate."""
+        return Scores(self.matrices[1]).mean_iou
+
+    @property
+    def agreement(self) -> float:
+        """Share of all pixels, void ones too, with the same class."""
+        return self.equal / self.pixels
+
+
 BOUNDARY_WIDTH = 0.02  # of the image's diagonal
 
 

@@ -18,7 +18,8 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from distill.data import Dataset
-from distill.deployment.int8 import MaskProof, calibrate, compare_masks
+from distill.deployment.compare import MaskProof, compare_masks
+from distill.deployment.int8 import calibrate
 from distill.errors import ExportError
 from distill.storage import sha256
 

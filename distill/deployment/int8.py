@@ -21,48 +21,26 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from PIL import Image
 
 from distill.data import Dataset
+from distill.deployment.compare import MaskProof, compare, compare_masks
 from distill.deployment.qdq import BETWEEN, WEIGHTED, quantizable, shorten_names, spare_floats, store_in_8_bits
 from distill.deployment.runtime import OnnxModel
 from distill.errors import ExportError
-from distill.metrics import Scores, confusion_matrix
-from distill.storage import OPTIONAL, Record, sha256
+from distill.storage import OPTIONAL, sha256
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-OTHER_SIZE = (97, 130)
 SENSITIVITY_IMAGES = 4
-
-
-@dataclass(kw_only=True)
-class MaskProof(Record):
-    """What the masks of a file cost against those of the float file that it was made from.
-
-    Attributes:
-        mean_iou: of the file on all labelled images.
-        float_mean_iou: of the float file.
-        mean_iou_lost: the latter less the former.
-        argmax_agreement: share of pixels with the same class.
-        pixels: how many pixels were compared.
-    """
-
-    mean_iou: float
-    float_mean_iou: float
-    mean_iou_lost: float
-    argmax_agreement: float
-    pixels: int
 
 
 @dataclass(kw_only=True)
@@ -132,7 +110,7 @@ def quantize_onnx(
         ExportError: no choice keeps the mIoU, or the result gives values that are not finite.
     """
     reference = reference or path
-    float_score = Scores(_confusion(reference, val)).mean_iou
+    float_score = _mean_iou(reference, val)
     images = [train.read(i)[0] for i in _spread(len(train), calibration_images)]
     temporary = int8_path.with_name(f".{int8_path.name}.tmp")
     with TemporaryDirectory() as scratch:
@@ -149,7 +127,7 @@ def quantize_onnx(
 
         def score(ranges: TensorsData, kept_float: Sequence[str] = ()) -> float:
             build(ranges, kept_float)
-            return Scores(_confusion(temporary, val)).mean_iou
+            return _mean_iou(temporary, val)
 
         tried: dict[str, float] = {}
         ranges = {}
@@ -276,54 +254,9 @@ def _by_sensitivity(
     return sorted(layers, key=lambda layer: -errors[layer])
 
 
-def _confusion(path: Path, dataset: Dataset) -> torch.Tensor:
+def _mean_iou(path: Path, dataset: Dataset) -> float:
     model = OnnxModel(path)
-    matrix = torch.zeros(len(model.classes), len(model.classes), dtype=torch.int64)
-    for index in range(len(dataset)):
-        image, mask = dataset.read(index)
-        found = torch.from_numpy(model.mask(image)[None])
-        matrix += confusion_matrix(found, torch.from_numpy(mask[None]), len(model.classes))
-    return matrix
-
-
-def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> MaskProof:
-    """A finished file beside the float one, on labelled images and on a batch of another size.
-
-    Raises:
-        ExportError: outputs that are not finite, or of another size than the image.
-    """
-    model, exact = OnnxModel(path), OnnxModel(float_path)
-    classes = len(model.classes)
-    matrices = torch.zeros(2, classes, classes, dtype=torch.int64)
-    equal = pixels = 0
-    for index in range(len(dataset)):
-        image, mask = dataset.read(index)
-        masks = _finite(model, image[None])[0], exact.mask(image)
-        for matrix, found in zip(matrices, masks, strict=True):
-            matrix += confusion_matrix(torch.from_numpy(found[None]), torch.from_numpy(mask[None]), classes)
-        equal += int((masks[0] == masks[1]).sum())
-        pixels += mask.size
-    if not any(isinstance(n, int) for n in model.size):
-        height, width = OTHER_SIZE
-        small = np.asarray(Image.fromarray(dataset.read(0)[0]).resize((width, height)))
-        if _finite(model, np.stack([small] * 3)).shape != (3, *OTHER_SIZE):
-            raise ExportError(f"{path}: gives masks of another size than its images")
-    mean_iou, float_mean_iou = (Scores(matrix).mean_iou for matrix in matrices)
-    return MaskProof(
-        mean_iou=mean_iou,
-        float_mean_iou=float_mean_iou,
-        mean_iou_lost=float_mean_iou - mean_iou,
-        argmax_agreement=equal / pixels,
-        pixels=pixels,
-    )
-
-
-def _finite(model: OnnxModel, images: np.ndarray) -> np.ndarray:
-    """The masks of images `[N, H, W, 3]`, once all other outputs are known to be finite."""
-    outputs = dict(zip(model.outputs, model.session.run(list(model.outputs), {model.input: images}), strict=True))
-    if not all(np.isfinite(values).all() for name, values in outputs.items() if name != "mask"):
-        raise ExportError(f"{model.path}: outputs are not finite on images of shape {list(images.shape)}")
-    return np.asarray(outputs["mask"])
+    return compare(model, model, dataset).mean_iou
 
 
 def _metadata(path: Path) -> dict[str, str]:

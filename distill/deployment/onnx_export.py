@@ -26,7 +26,7 @@ from distill.config.schema import ExportConfig
 from distill.data import Dataset
 from distill.deployment.onnx_ops import TRANSLATIONS, pad_to_stride
 from distill.errors import ExportError
-from distill.metrics import Scores, confusion_matrix
+from distill.metrics import Comparison
 from distill.models import FIXED_SIZE, Network, OwnNetwork, streamlined
 from distill.storage import Record, sha256
 
@@ -261,10 +261,7 @@ def prove(network: Network, path: Path, whole: Path, dataset: Dataset, sizes: Se
     """
     run, run_whole = open_session(path), open_session(whole)
     exact = copy.deepcopy(network).double()
-    classes = len(network.classes)
-    proof = Proof()
-    matrices = torch.zeros(2, classes, classes, dtype=torch.int64)
-    equal = 0
+    proof, masks = Proof(), Comparison(len(network.classes))
     refused: list[list[int]] = []  # sizes
     for image, mask in _proof_images(dataset, sizes):
         shape = list(image.shape[:3])
@@ -301,14 +298,11 @@ def prove(network: Network, path: Path, whole: Path, dataset: Dataset, sizes: Se
             proof.max_confidence_diff = max(proof.max_confidence_diff, difference)
         proof.max_logit = max(proof.max_logit, scale)
         proof.max_abs_diff = max(proof.max_abs_diff, (logits - found_logits).abs().max().item())
-        proof.pixels += flipped.numel()
-        equal += int((~flipped).sum())
-        for i, prediction in enumerate((guess, found["mask"])):
-            matrices[i] += confusion_matrix(prediction, torch.from_numpy(mask), classes)
+        masks.add(guess, found["mask"], torch.from_numpy(mask))
         if shape not in proof.shapes:
             proof.shapes.append(shape)
-    before, after = (Scores(matrix).mean_iou for matrix in matrices)
-    proof.argmax_agreement, proof.mean_iou, proof.mean_iou_diff = equal / proof.pixels, after, abs(after - before)
+    proof.pixels, proof.argmax_agreement, proof.mean_iou = masks.pixels, masks.agreement, masks.mean_iou
+    proof.mean_iou_diff = abs(masks.mean_iou - masks.reference_mean_iou)
     return proof
 
 

@@ -4,7 +4,15 @@ from known_answers import Brightness, made_up
 
 from distill.batch import UNLABELLED, VOID
 from distill.evaluation.scores import evaluate
-from distill.metrics import Scores, confusion_matrix
+from distill.metrics import Comparison, Scores, confusion_matrix
+
+
+def test_two_networks_beside_each_other_by_hand():
+    found = Comparison(2)
+    rows = [0, 1, 0], [0, 0, 1], [0, 1, VOID]  # reference, candidate, labels
+    found.add(*(torch.tensor([[row]], dtype=torch.uint8) for row in rows))
+    assert (found.reference_mean_iou, found.mean_iou) == (1, 0.25)
+    assert (found.agreement, found.pixels) == (1 / 3, 3)
 
 
 def test_confusion_matrix_by_hand():
