@@ -171,11 +171,11 @@ def test_a_student_that_cannot_be_exported_keeps_its_report(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"student": knows}, "student: function is no torch.nn.Module"),
+        ({"student": knows}, "student: function is not a torch.nn.Module"),
         ({"teacher": 3}, "teacher: int is no module"),
         (
             {"classes": ["a", "b", "c"], "data__check": "off"},
-            "Net: gives a tensor .*one channel for each of the classes",
+            "knows: gives a tensor .*one channel for each of the classes",
         ),
         ({"student": nn.Linear(3, 2)}, "Linear: fails on two images of 32×48"),
         ({"hint": {"weight": 1.0}}, "hint: .*no layer 'encoder.5'"),
