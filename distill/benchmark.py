@@ -167,8 +167,7 @@ def terms(args: argparse.Namespace) -> None:
         chosen.append("--cross_entropy.class_weights=null")  # they are those of other classes
         distiller = Distiller(student, build_objective(parse([*own, *chosen]), student, large))
         distiller.to(device).train()
-        teacher = Teacher(large, distiller.objective.features, precision)
-        outputs = teacher(Batch(image, mask, []))
+        outputs = Teacher(large, precision)(Batch(image, mask, []), distiller.objective.features)
 
         def step() -> None:
             with torch.autocast(device.type, precision, enabled=precision is not None):
@@ -179,7 +178,7 @@ def terms(args: argparse.Namespace) -> None:
         return step
 
     steps = {name: step_of(name) for name in [*TERMS, *VARIANTS]}
-    steps["teacher"] = lambda: Teacher(large, dtype=precision)(Batch(image, mask, []))
+    steps["teacher"] = lambda: Teacher(large, precision)(Batch(image, mask, []))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(args.repeat + 1):
         for name, step in steps.items():

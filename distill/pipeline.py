@@ -45,8 +45,9 @@ from distill.training.provenance import (
     teacher_folder,
 )
 from distill.training.rank_failures import lost_are_named
+from distill.training.stage import BASELINE, INT8, STUDENT, TEACHER, Stage
 from distill.training.teacher import Teacher, check_teacher
-from distill.training.trainer import train
+from distill.training.trainer import Trainer
 
 CHECKED = "checked.json"
 FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cut off before it had settings
@@ -80,8 +81,8 @@ def distil(
             on_main(accelerator, lambda: begin_alike(run))
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:
-            networks["baseline"] = stage(run, "baseline")
-        networks["student"] = stage(run, "student", Teacher(networks["teacher"], dtype=precision(accelerator)))
+            networks["baseline"] = run_stage(run, BASELINE)
+        networks["student"] = run_stage(run, STUDENT, networks)
         if run.stop():
             raise Stopped("stopped before the report; the same command goes on from there")
         evaluation = run.evaluate(networks, "final scores")
@@ -95,10 +96,9 @@ def distil(
 
 def export(run: Run, networks: dict[str, Network], mean_iou: float) -> ExportResults:
     """The student's files; if 8 bits lose too much, it is tuned for them first, where the settings allow that."""
-    teacher = Teacher(networks["teacher"], dtype=precision(run.accelerator))
 
     def tuned() -> dict[str, Network]:
-        return networks | {"int8": stage(run, "int8", teacher, networks["student"])}
+        return networks | {"int8": run_stage(run, INT8, networks)}
 
     def written(these: dict[str, Network]) -> ExportResults:
         return from_main(run.accelerator, lambda: exported(run, these, mean_iou))
@@ -229,15 +229,15 @@ def load_teacher(run: Run) -> Network:
         network, source = models.build(wanted, run.splits.classes, own).to(run.accelerator.device).eval(), "handed over"
         on_main(run.accelerator, lambda: keep_teacher(run, network))
     elif wanted.checkpoint is None:
-        network, source = stage(run, "teacher"), str(config.folder / "teacher")
+        network, source = run_stage(run, TEACHER), str(config.folder / "teacher")
     else:
         source = from_main(run.accelerator, lambda: str(teacher_folder(config)))
         network = load(run, Path(source), wanted)
         on_main(run.accelerator, lambda: keep_teacher(run, network))
     scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
     run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
-    images = run.accelerator.num_processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
-    trial = wanted.checkpoint is None and not own and images * wanted.max_train_steps < len(run.splits.train)
+    images = run.global_batch_size * wanted.max_train_steps
+    trial = wanted.checkpoint is None and not own and images < len(run.splits.train)
     try:
         check_teacher(scores, source)
     except ConfigError as error:
@@ -255,7 +255,7 @@ def keep_teacher(run: Run, network: Network) -> None:
         shutil.rmtree(folder)
     if not (folder / RECORD).is_file():
         source = "handed over" if "teacher" in run.own else str(teacher_folder(run.config))
-        write_stage(run, "teacher", network, settings, {"source": source})
+        publish_stage(run, TEACHER, network, settings, {"source": source})
     elif unknown := not_compared(json.loads((folder / RECORD).read_text())["settings"], settings):
         run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
 
@@ -276,23 +276,23 @@ def teacher_settings(run: Run) -> dict[str, Any]:
     return {"teacher.checkpoint": sha256(source / "model.safetensors"), "teacher.files": network_files(source)}
 
 
-def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | None = None) -> Network:
+def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = None) -> Network:
     """The network of a stage: trained if it is not there, and read from its folder in any case.
 
-    With a network to start from, this one is tuned for 8 bits.
+    Args:
+        run: what the stages share.
+        stage: what is trained.
+        networks: those of the stages that it learns from and starts from, by name.
     """
-    if start:
-        steps, rate = run.config.export.int8_finetune_steps, run.config.student.learning_rate / 10
-        brief = replace(run.config.student, max_train_steps=steps, learning_rate=rate)
-        run = replace(run, config=replace(run.config, student=brief))
-    config, folder = run.config, run.config.folder / name
-    settings = stage_settings(config, name, run.accelerator.num_processes, run.files)
+    networks, config = networks or {}, stage.configured(run.config)
+    run, folder = replace(run, config=config), config.folder / stage.name
+    settings = stage_settings(config, stage, run.accelerator.num_processes, run.files)
 
     def is_there() -> bool:
-        if start:
-            settings["student.sha256"] = sha256(config.folder / "student" / "model.safetensors")
-        if teacher:
-            settings["teacher.sha256"] = sha256(config.folder / "teacher" / "model.safetensors")
+        if stage.init:
+            settings[f"{stage.init}.sha256"] = sha256(config.folder / stage.init / "model.safetensors")
+        if stage.teacher:
+            settings["teacher.sha256"] = sha256(config.folder / stage.teacher / "model.safetensors")
             settings["teacher.files"] = network_files(teacher_folder(config))
         if not (folder / RECORD).is_file():
             return False
@@ -304,14 +304,17 @@ def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | 
             raise ConfigError(f"{folder / other[0]}: is not the file that was written; remove {folder}")
         if unknown := not_compared(record["settings"], settings):
             run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
-        run.say(f"{name:8} is there already" + (f", made before the change of {', '.join(changes)}" if changes else ""))
+        before = f", made before the change of {', '.join(changes)}" if changes else ""
+        run.say(f"{stage.name:8} is there already{before}")
         return True
 
     if not from_main(run.accelerator, is_there):
-        network, state = train(run, name, settings, teacher, start)
-        facts = {"steps": state.step, "clipped": state.clipped, "kept": state.best, "changes": state.changes}
-        on_main(run.accelerator, lambda: write_stage(run, name, network, settings, facts))
-    return load(run, folder, config.teacher if name == "teacher" else config.student)
+        teacher = Teacher(networks[stage.teacher], precision(run.accelerator)) if stage.teacher else None
+        trainer = Trainer(run, stage, settings, teacher, networks[stage.init] if stage.init else None)
+        network = trainer.train()
+        facts = {"steps": trainer.step, "clipped": trainer.clipped, "kept": trainer.best, "changes": trainer.changes}
+        on_main(run.accelerator, lambda: publish_stage(run, stage, network, settings, facts))
+    return load(run, folder, stage.network(config))
 
 
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
@@ -331,7 +334,9 @@ def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
     return network.to(accelerator.device)
 
 
-def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+def publish_stage(
+    run: Run, stage: Stage, network: Network, settings: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
     """Publishes the folder of a stage, whole or not at all; the states of its training are then no longer needed."""
 
     def write(folder: Path) -> None:
@@ -342,8 +347,8 @@ def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any],
         record = {**hashes, **facts, "settings": settings}
         write_json(folder / RECORD, record)
 
-    publish(run.config.folder / name, write, size_of(network.state_dict()))
-    states = run.config.folder / "training" / name
+    publish(run.config.folder / stage.name, write, size_of(network.state_dict()))
+    states = run.config.folder / "training" / stage.name
     shutil.rmtree(states, ignore_errors=True)
     with suppress(OSError):  # not empty yet
         os.removedirs(states.parent)

@@ -130,7 +130,7 @@ def sweep(
     from distill.errors import Stopped
     from distill.storage import lock, write_json, write_text
     from distill.training.distributed import from_main, on_main
-    from distill.training.teacher import Teacher
+    from distill.training.stage import STUDENT
 
     def take(name: str) -> IO[str] | None:
         """The right to work on a trial, as long as the file is open; only the main process holds it."""
@@ -142,7 +142,7 @@ def sweep(
             if trial_config.data != config.data:
                 check_splits(open_splits(trial_config.data), trial_config.data, run.progress)
         held = take("teacher")
-        teacher = Teacher(pipeline.load_teacher(run), dtype=pipeline.precision(run.accelerator))
+        networks = {"teacher": pipeline.load_teacher(run)}
         if held:
             write_text(config.folder / "config.yaml", dump(run.config))
             held.close()
@@ -159,7 +159,7 @@ def sweep(
                 run.say(f"{trial.key}: left to the other ({error})")
                 continue
             # One that is there already is read, and refused if it was made with other settings.
-            network = pipeline.stage(trial_run, trial.key, teacher)
+            network = pipeline.run_stage(trial_run, replace(STUDENT, name=trial.key), networks)
             if not from_main(run.accelerator, record.is_file):
                 scores = trial_run.evaluate({"student": network}).scores["student"]
                 facts = {

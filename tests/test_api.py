@@ -140,7 +140,7 @@ def test_own_networks_go_on_to_the_bit(tmp_path, monkeypatch):
     for name in ("baseline", "student"):
         weights = [load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "parts")]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    monkeypatch.setattr("distill.pipeline.train", None)
+    monkeypatch.setattr("distill.pipeline.Trainer", None)
     assert distilled(tmp_path / "whole", student=student) == results  # nothing is trained again
 
 

@@ -20,7 +20,8 @@ from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.metrics import Scores
 from distill.pipeline import distil
-from distill.training import teacher, trainer
+from distill.training import teacher
+from distill.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +102,14 @@ def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):
     shutil.copytree(camvid / "train", camvid / "more")
     config = tiny_config(tmp_path / "run", data__unlabelled="more", teacher__allow_near_chance="true", **settings)
     seen: dict[str, list[float]] = {}
-    count = trainer.update
+    train_step = Trainer.train_step
 
-    def counted(run, stage, step, training, micro_batches, teacher):
-        seen.setdefault(stage, []).extend((m.mask == UNLABELLED).any().item() for m in micro_batches)
-        return count(run, stage, step, training, micro_batches, teacher)
+    def watched(trainer, step, micro_batches):
+        seen.setdefault(trainer.stage.name, []).extend((m.mask == UNLABELLED).any().item() for m in micro_batches)
+        return train_step(trainer, step, micro_batches)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "update", counted)
+        patch.setattr(Trainer, "train_step", watched)
         distil(config)
     assert {stage: any(shares) for stage, shares in seen.items()} == {
         "teacher": False,

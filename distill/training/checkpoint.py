@@ -11,44 +11,20 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from distill.errors import ConfigError
 from distill.storage import digest, sha256, size_of, sync, sync_folder, write_json, writing
 from distill.training.optimizer_file import read_optimizer
 from distill.training.provenance import describe, json_like, not_compared, refuse_other_settings
+from distill.training.state import TrainState
 
 MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
 MAX_MANIFEST_BYTES = 1_000_000
-
-
-@dataclass
-class State:
-    """Everything that decides how a training goes on.
-
-    Randomness is not in it: order, augmentation and dropout are functions of the seed and the step.
-
-    Attributes:
-        step: optimizer steps done.
-        tensors: named groups of tensors (`model`, `ema`, `best`).
-        optimizer: state dict of the optimizer (and of the gradient scaler).
-        best: best validation mIoU so far and its step.
-        clipped: steps whose gradients were clipped.
-        changes: settings that were allowed to change on the way: `{"step": …, "settings": {name: [before, after]}}`.
-    """
-
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    optimizer: dict[str, Any]
-    best: dict[str, float] = field(default_factory=dict)
-    clipped: int = 0
-    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Checkpoints:
@@ -75,7 +51,7 @@ class Checkpoints:
         self.folder, self.limit, self.note, self.allowed = folder, limit, note, allowed
         self.settings, self.facts = json_like(settings), json_like(facts)
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainState) -> None:
         """Writes a state and removes those beyond the limit; when it raises, the older ones are untouched.
 
         Raises:
@@ -109,7 +85,7 @@ class Checkpoints:
             if old not in kept:
                 shutil.rmtree(old)
 
-    def load(self, which: str = "latest") -> State | None:
+    def load(self, which: str = "latest") -> TrainState | None:
         """The newest state that verifies, or the one asked for; None if there is none yet.
 
         Raises:
@@ -140,7 +116,7 @@ class Checkpoints:
                 return dict(self._manifest(folder)["settings"])
         return None
 
-    def _read(self, folder: Path) -> State:
+    def _read(self, folder: Path) -> TrainState:
         manifest = self._manifest(folder)
         step, changes, settings, facts = (manifest[key] for key in ("step", "changes", "settings", "facts"))
         if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
@@ -157,7 +133,7 @@ class Checkpoints:
             optimizer = read_optimizer(folder / "optimizer.pt")
         except Exception as error:  # safetensors, zip and pickle each raise their own
             raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
-        return State(step, tensors, optimizer, manifest["best"], manifest["clipped"], changes)
+        return TrainState(step, tensors, optimizer, manifest["best"], manifest["clipped"], changes)
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
         """The manifest of a state, all of whose files are what it says."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from distill.batch import Batch
 from distill.config.schema import Config
-from distill.data import Splits
+from distill.data import Splits, build_transform, train_batches
+from distill.data.loader import StepSampler
 from distill.evaluation.scores import Evaluation, evaluate
 from distill.models.network import Network
 from distill.text import printable
@@ -51,6 +53,36 @@ class Run:
     def progress(self, items: Iterable | None = None, **options: Any) -> tqdm:
         """A progress bar, on the main process and only where somebody watches."""
         return tqdm(items, disable=None if self.accelerator.is_main_process else True, **options)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of an optimizer step, over its micro-batches and all processes."""
+        config = self.config
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def train_batches(self, first_step: int, unlabelled: bool) -> Iterator[Batch]:
+        """This process's micro-batches from a step on, images without labels among them if wanted."""
+        config, accelerator = self.config, self.accelerator
+        dataset, more = self.splits.train, self.splits.unlabelled if unlabelled else None
+        sampler = StepSampler(
+            len(dataset),
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+            config.seed,
+            first_step,
+            accelerator.process_index,
+            accelerator.num_processes,
+            len(more or ()),
+            config.data.unlabelled_share,
+        )
+        return train_batches(
+            dataset + more if more else dataset,
+            build_transform(config.data),
+            sampler,
+            config.data.num_workers,
+            config.timeout_seconds,
+            pin_memory=accelerator.device.type == "cuda",
+        )
 
     def evaluate(self, networks: dict[str, Network], desc: str = "scoring") -> Evaluation:
         """Scores networks on the validation images with all processes."""

@@ -190,7 +190,10 @@ def _key() -> str:
 
 @contextmanager
 def _beating(key: str) -> Iterator[None]:
-    """Shows the other processes that this one lives, and at last that it is done."""
+    """Shows the other processes that this one lives, and at last that it is done.
+
+    A second process group with hours of patience would be shorter, but name a process that is stuck only after hours.
+    """
     store, done = launcher_store(), threading.Event()
 
     def beat() -> None:

@@ -10,6 +10,7 @@ from distill.config.schema import OptimizerConfig
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW or SGD; biases and norms do not decay."""
+    # As timm's param_groups_weight_decay, which has the groups the other way round: saved states hold them like this.
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},

@@ -14,27 +14,21 @@ from typing import Any
 
 from distill.config.schema import GONE, HARMLESS, OWN, Config, flatten
 from distill.errors import ConfigError
-from distill.losses import TERMS
 from distill.models.smp_files import FILES
+from distill.training.stage import BASELINE, INT8, STAGES, TEACHER, Stage
 
 RECORD = "stage.json"  # of a finished stage, in its folder
 # Not settings, and not recorded by older versions: what they made says nothing of these, so these are not compared.
 FINGERPRINTS = ("data.train_files", "data.unlabelled_files", "data.val_files", "teacher.files")
-# Settings that do not reach a stage, by the beginning of their names.
-DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
-FOREIGN = {
-    "teacher": ("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabelled", *DISTILLATION),
-    "baseline": ("teacher.", "baseline.", "export.", "data.unlabelled", *DISTILLATION),
-    "student": ("baseline.", "export."),
-}
 
 
-def stage_settings(config: Config, name: str, processes: int, files: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def stage_settings(
+    config: Config, stage: Stage, processes: int, files: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The settings that decide what a stage ends with, and the fingerprints of the data that it reads."""
     factors = ("per_device_train_batch_size", "gradient_accumulation_steps")  # only their product counts
-    left_out, foreign = (*HARMLESS, *factors), FOREIGN.get(name, FOREIGN["student"])
-    flat = flatten(config) | dict(files or {})
-    settings = {k: v for k, v in flat.items() if k not in left_out and not k.startswith(foreign)}
+    left_out, flat = (*HARMLESS, *factors), flatten(config) | dict(files or {})
+    settings = {k: v for k, v in flat.items() if k not in left_out and not k.startswith(stage.irrelevant)}
     global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
     return settings | {"global_batch_size": global_batch_size}
 
@@ -73,21 +67,24 @@ def compare_folder(
     made: dict[str, Mapping[str, Any]] = {}  # what each stage was or will be made with
     changed: list[tuple[str, str, list[Any]]] = []  # finished stage, setting, value there and value here
     own_teacher = config.teacher.checkpoint is None and config.teacher.arch != OWN  # trained here
-    for name in [*FOREIGN, "int8"] if own_teacher else ["baseline", "student", "int8"]:
-        folder, wanted = config.folder / name, json_like(stage_settings(config, name, processes, files))
+    planned = {BASELINE: config.baseline.enabled, INT8: INT8.name in underway}  # the others always
+    for name, stage in STAGES.items():
+        if stage == TEACHER and not own_teacher:
+            continue
+        folder, wanted = config.folder / name, json_like(stage_settings(config, stage, processes, files))
         if finished := (folder / RECORD).is_file():
             made[name] = there = json.loads((folder / RECORD).read_text())["settings"]
-        elif {"baseline": config.baseline.enabled, "int8": "int8" in underway}.get(name, True):
+        elif planned.get(stage, True):
             made[name], there, folder = wanted, underway.get(name, wanted), config.folder / "training" / name
-        if name in made and name != "int8":  # its steps and rate are its own; it is compared when its turn comes
+        if name in made and not stage.quantized:  # its steps and rate are its own; it is compared when its turn comes
             there = {key: value for key, value in there.items() if key not in ("teacher.sha256", "teacher.files")}
             differences = refuse_other_settings(folder, there, wanted, config.allow_change)
             changed += [(name, key, values) for key, values in differences.items() if finished]
     for _, key, (before, now) in changed:
         # A teacher that is trained here reaches the others by its weights alone.
-        stages = ["teacher"] if own_teacher and key.startswith("teacher.") else list(made)
+        reached = ["teacher"] if own_teacher and key.startswith("teacher.") else list(made)
         is_setting = key not in (*FINGERPRINTS, "teacher.checkpoint")
-        if is_setting and not any(key in made[stage] and made[stage][key] == now for stage in stages):
+        if is_setting and not any(key in made[name] and made[name][key] == now for name in reached):
             raise ConfigError(
                 f"{config.folder}: {key} {before!r} there, {now!r} here, but all that it reaches is finished, so "
                 f"allow_change changes nothing; leave {key} as it was, or set another --name"

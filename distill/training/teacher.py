@@ -25,24 +25,22 @@ class Teacher:
 
     Args:
         network: the network.
-        features: names of the feature maps that the objective compares.
         dtype: half precision to run it in, or None.
     """
 
-    def __init__(self, network: Network, features: Sequence[str] = (), dtype: torch.dtype | None = None):
+    def __init__(self, network: Network, dtype: torch.dtype | None = None):
         self.network = network.eval().requires_grad_(False)
-        self.features = tuple(features)
         self.dtype = dtype
 
     @torch.no_grad()  # not inference_mode: feature terms could not save such tensors for their backward pass
-    def __call__(self, batch: Batch) -> Outputs:
-        """The teacher's outputs for a batch.
+    def __call__(self, batch: Batch, features: Sequence[str] = ()) -> Outputs:
+        """The teacher's outputs for a batch, with the named feature maps.
 
         Raises:
             FloatingPointError: they are not finite; names the images.
         """
         with torch.autocast(batch.image.device.type, self.dtype, enabled=self.dtype is not None):
-            outputs = self.network(batch.image, self.features)
+            outputs = self.network(batch.image, features)
         if not outputs.logits.isfinite().all():
             raise FloatingPointError(f"the teacher's logits are not finite on {', '.join(batch.names)}")
         return outputs

@@ -70,6 +70,20 @@ class Tracker:
         return self.accelerator.get_tracker("tensorboard").writer
 
 
+class Clock:
+    """Speed since the last question."""
+
+    def __init__(self, step: int):
+        self.step, self.time = step, time.perf_counter()
+
+    def steps_per_second(self, step: int) -> float:
+        """Steps per second since the last call."""
+        now = time.perf_counter()
+        speed = (step - self.step) / (now - self.time)
+        self.step, self.time = step, now
+        return speed
+
+
 def _date_back(folder: Path) -> None:
     """Has the event files that are there come before one of now, in the order that they have.
 

@@ -7,217 +7,304 @@ ends with the same weights.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from distill.batch import Batch, Target, count_pixels
-from distill.data import build_transform, train_batches
-from distill.data.loader import StepSampler
-from distill.errors import Stopped
-from distill.models.network import Network
-from distill.training.checkpoint import Checkpoints, State
+from distill.errors import ConfigError, Stopped
+from distill.models import Network, build, freeze_unused
+from distill.training.checkpoint import Checkpoints
 from distill.training.context import Run
-from distill.training.optim import schedule
-from distill.training.qat import settle
-from distill.training.state import Training, begin, facts, share_buffers, snapshot
+from distill.training.distributed import from_main
+from distill.training.objective import Distiller, build_objective
+from distill.training.optim import build_optimizer, schedule
+from distill.training.qat import settle, simulate
+from distill.training.stage import Stage
+from distill.training.state import TrainState, environment
 from distill.training.teacher import Teacher
-from distill.training.tracking import Tracker
+from distill.training.tracking import Clock, Tracker
 
 PRECISE = {"mps": torch.float32}  # devices without float64
 
 
-def train(
-    run: Run, stage: str, settings: dict[str, Any], teacher: Teacher | None = None, start: Network | None = None
-) -> tuple[Network, State]:
-    """Trains the network of a stage, or goes on with it.
+class Trainer:
+    """Trains the network of a stage: built from the seed, resumed from the last state if there is one.
 
     Args:
         run: what the stages share.
-        stage: `teacher`, `baseline`, `student` or `int8`.
+        stage: what is trained.
         settings: the settings that alter the result, to refuse a state made with others.
         teacher: what the student learns from; None trains on labels alone.
-        start: the network to be tuned for 8 bits; None starts from new weights.
+        init: the network whose weights are learnt on; None starts from new weights.
 
-    Returns:
-        The network with the weights to keep, in eval mode, and the last state.
+    Attributes:
+        student: the network; the objective's terms look at its outputs.
+        distiller: the student with its objective, bare: what is saved.
+        model: the same as Accelerate prepared it: what is trained.
+        ema: moving average of the student, or None; what is scored and kept if there is one.
+        step: optimizer steps done.
+        best, best_weights: validation mIoU and step of the weights to keep so far, and these.
+        clipped, changes: as in `TrainState`.
 
     Raises:
-        FloatingPointError: a loss or gradient was not finite; names the step and the images. The update was not done.
-        Stopped: `run.stop()` became true; the state is saved.
+        ConfigError: the state does not fit, or has no steps left, once settings were allowed to change.
     """
-    config, accelerator = run.config, run.accelerator
-    wanted = config.teacher if stage == "teacher" else config.student
-    steps, peak = wanted.max_train_steps, wanted.learning_rate
-    checkpoints = Checkpoints(
-        config.folder / "training" / stage,
-        settings,
-        facts(accelerator),
-        config.checkpoints_total_limit,
-        lambda line: run.say(f"{stage}: {line}"),
-        config.allow_change,
-    )
-    training = begin(run, wanted, checkpoints, teacher.network if teacher else None, start)
-    if teacher:
-        teacher.features = training.distiller.objective.features
-    state, optimizer = training.state, training.optimizer
-    batches, global_batch = read_batches(run, state.step, teacher)
-    tracker = Tracker(accelerator, stage, first_step=state.step + 1)
-    bar = run.progress(total=steps, initial=state.step, desc=stage, dynamic_ncols=True)
-    clock = Clock(state.step)
 
-    for step in range(state.step, steps):
-        torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
-        for group in optimizer.param_groups:
-            group["lr"] = peak * schedule(step, steps, config.optimizer)
-        training.distiller.objective.set_step(step, steps)
-        micro_batches = [next(batches).to(accelerator.device) for _ in range(config.gradient_accumulation_steps)]
-        logs, stop = update(run, stage, step, training, micro_batches, teacher)
-        done = step + 1
-        bar.update()
+    tracker: Tracker
 
-        if done % config.logging_steps == 0 or done == steps:
-            values = {f"train/{name}": accelerator.reduce(value, "mean").item() for name, value in logs.items()}
-            if config.optimizer.max_grad_norm:
-                values["train/clipped_share"] = state.clipped / done
-            values["train/images_per_second"] = clock.steps_per_second(done) * global_batch
-            tracker.scalars(values | {"train/learning_rate": group["lr"]}, done)
-            bar.set_postfix(
-                loss=f"{values['train/loss']:.3f}",
-                mIoU=f"{state.best.get('mean_iou', 0):.3f}",
-                images_s=f"{values['train/images_per_second']:.0f}",
-            )
-        if done % config.eval_steps == 0 or done == steps:
-            validate(run, stage, done, training, teacher, tracker)
-            clock = Clock(done)
-        if done % config.checkpointing_steps == 0 or done == steps or stop:
-            snapshot(run, done, training)
-            if accelerator.is_main_process:
-                checkpoints.save(state)
-            accelerator.wait_for_everyone()
-        if stop and done < steps:
-            tracker.close()
-            raise Stopped(f"{stage}: stopped at step {done} of {steps}; the same command goes on from there")
+    def __init__(
+        self,
+        run: Run,
+        stage: Stage,
+        settings: Mapping[str, Any],
+        teacher: Teacher | None = None,
+        init: Network | None = None,
+    ):
+        self.run, self.stage, self.teacher = run, stage, teacher
+        self.config, self.accelerator = config, accelerator = run.config, run.accelerator
+        network = stage.network(config)
+        self.steps, self.peak = network.max_train_steps, network.learning_rate
 
-    bar.close()
-    tracker.close()
-    accelerator.free_memory()
-    training.student.load_state_dict(training.best)
-    settle(training.student)
-    return training.student.eval(), state
-
-
-def read_batches(run: Run, start_step: int, teacher: Teacher | None) -> tuple[Iterator[Batch], int]:
-    """This process's micro-batches from a step on, and the number of images in a step.
-
-    Images without labels are among them where there is a teacher to learn from.
-    """
-    config, accelerator = run.config, run.accelerator
-    batch, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    rank, world = accelerator.process_index, accelerator.num_processes
-    dataset, more = run.splits.train, run.splits.unlabelled if teacher else None
-    sampler = StepSampler(
-        len(dataset),
-        batch,
-        micro_batches,
-        config.seed,
-        start_step,
-        rank,
-        world,
-        len(more or ()),
-        config.data.unlabelled_share,
-    )
-    transform = build_transform(config.data)
-    pin_memory = accelerator.device.type == "cuda"
-    workers, timeout = config.data.num_workers, config.timeout_seconds
-    batches = train_batches(dataset + more if more else dataset, transform, sampler, workers, timeout, pin_memory)
-    return batches, batch * micro_batches * world
-
-
-def update(
-    run: Run, stage: str, step: int, training: Training, micro_batches: list[Batch], teacher: Teacher | None
-) -> tuple[dict[str, Tensor], bool]:
-    """One optimizer step; returns what to log (each process's share) and whether the run was asked to stop."""
-    config, accelerator, model = run.config, run.accelerator, training.model
-    # A mean over pixels is one over those of all micro-batches and processes, so these are counted first.
-    counts = torch.stack([torch.stack(count_pixels(batch.mask)) for batch in micro_batches]).sum(0)
-    counts = accelerator.reduce(counts, "sum").clamp(min=1)
-    labelled, valid = (counts.to(PRECISE.get(counts.device.type, torch.float64)) / accelerator.num_processes).unbind()
-
-    norms = teacher is not None and (step + 1) % config.logging_steps == 0
-    model.train()
-    logs: dict[str, Tensor] = {}
-    for i, batch in enumerate(micro_batches, 1):
-        with nullcontext() if i == len(micro_batches) else accelerator.no_sync(model):
-            target = Target(batch.mask, labelled, valid, len(micro_batches))
-            loss = model(batch.image, teacher(batch) if teacher else None, target, norms)
-            accelerator.backward(loss.total)
-        for name, value in {"loss": loss.total.detach(), **loss.values}.items():
-            logs[name] = logs.get(name, 0) + value
-    # How strongly each term pulls at the student's logits beside cross-entropy shows a weight that is far off.
-    reference = loss.gradient_norms.pop("cross_entropy", None)
-    if reference is not None:
-        logs |= {f"pull/{name}": norm / reference for name, norm in loss.gradient_norms.items()}
-    limit = config.optimizer.max_grad_norm or math.inf
-    logs["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), limit)
-
-    # With fp16 a gradient that overflows is normal: its step is skipped and the scale lowered.
-    watched = ("loss",) if accelerator.mixed_precision == "fp16" else ("loss", "gradient_norm")
-    bad = not all(math.isfinite(logs[name]) for name in watched)
-    votes = accelerator.reduce(torch.tensor([bad, run.stop()], dtype=torch.int64, device=accelerator.device), "sum")
-    if votes[0]:
-        seen = [name for batch in micro_batches for name in batch.names] if bad else []
-        images = ", ".join(gather_object(seen))
-        raise FloatingPointError(
-            f"{stage}: the loss ({logs['loss']:.4g}) or gradient norm ({logs['gradient_norm']:.4g}) is not finite at "
-            f"step {step + 1} on {images}; nothing was updated. Try a lower learning_rate"
+        torch.manual_seed(config.seed)
+        self.student = build(network, run.splits.classes, run.own.get(stage.section))
+        objective = build_objective(config, self.student, teacher.network if teacher else None)
+        self.distiller = Distiller(self.student, objective)
+        freeze_unused(self.student, config.data.crop_size, objective.features)
+        if init:
+            self.student.load_state_dict(init.state_dict())
+        if stage.quantized:
+            simulate(self.student)
+        if config.sync_batchnorm:
+            convert_sync_batchnorm(self.distiller)  # timm's: torch's own would drop the activations in timm's norms
+        self.model, self.optimizer = accelerator.prepare(
+            self.distiller, build_optimizer(self.distiller, config.optimizer)
         )
-    training.state.clipped += bool(logs["gradient_norm"] > limit)
-    training.optimizer.step()
-    training.optimizer.zero_grad()
-    if training.ema:
-        training.ema.update(training.student, step=step)
-    return logs, bool(votes[1])
+        self.ema = ModelEmaV3(self.student, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
 
+        self.step, self.clipped = 0, 0
+        self.best: dict[str, float] = {}
+        self.best_weights: dict[str, Tensor] = {}
+        self.changes: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(
+            config.folder / "training" / stage.name,
+            settings,
+            environment(accelerator),
+            config.checkpoints_total_limit,
+            lambda line: run.say(f"{stage.name}: {line}"),
+            config.allow_change,
+        )
+        state = from_main(accelerator, lambda: self.checkpoints.load(config.resume_from_checkpoint))
+        if state:
+            self.restore(state)
 
-def validate(run: Run, stage: str, done: int, training: Training, teacher: Teacher | None, tracker: Tracker) -> None:
-    """Scores the network, beside its teacher if it has one, and remembers its weights if they are the ones to keep."""
-    share_buffers(training)
-    compared = {"teacher": teacher.network} if teacher and run.compare else {}
-    evaluation = run.evaluate({stage: training.scored} | compared)
-    scores = evaluation.scores[stage]
-    state = training.state
-    if run.config.keep == "last" or scores.mean_iou > state.best.get("mean_iou", -1):
-        state.best = {"mean_iou": scores.mean_iou, "step": done}
-        training.best = {k: v.detach().cpu().clone() for k, v in training.scored.state_dict().items()}
-    tracker.scores(scores, run.splits.classes, done)
-    if compared:
-        gap = evaluation.scores["teacher"].mean_iou - scores.mean_iou
-        tracker.scalars({"compare/gap_mIoU": gap, "compare/agreement": evaluation.agreement[stage]}, done)
-    best = f"(best {100 * state.best['mean_iou']:.2f} at {state.best['step']})"
-    run.say(f"{stage:8} step {done:5}  mIoU {100 * scores.mean_iou:5.2f} {best}")
+    @property
+    def scored(self) -> Network:
+        """The network whose scores count."""
+        return self.ema.module if self.ema else self.student
+
+    def train(self) -> Network:
+        """Runs the steps that are left.
+
+        Returns:
+            The network with the weights to keep, in eval mode.
+
+        Raises:
+            FloatingPointError: a loss or gradient was not finite; names the step and the images. The update was not
+                done.
+            Stopped: `run.stop()` became true; the state is saved.
+        """
+        run, config, accelerator, name = self.run, self.config, self.accelerator, self.stage.name
+        batches = run.train_batches(self.step, unlabelled=self.teacher is not None)
+        self.tracker = Tracker(accelerator, name, first_step=self.step + 1)
+        bar = run.progress(total=self.steps, initial=self.step, desc=name, dynamic_ncols=True)
+        clock = Clock(self.step)
+
+        for step in range(self.step, self.steps):
+            torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.peak * schedule(step, self.steps, config.optimizer)
+            self.distiller.objective.set_step(step, self.steps)
+            micro_batches = [next(batches).to(accelerator.device) for _ in range(config.gradient_accumulation_steps)]
+            logs, stop = self.train_step(step, micro_batches)
+            self.step = done = step + 1
+            last = done == self.steps
+            bar.update()
+
+            if done % config.logging_steps == 0 or last:
+                bar.set_postfix(self.log(logs, clock.steps_per_second(done) * run.global_batch_size))
+            if done % config.eval_steps == 0 or last:
+                self.validate()
+                clock = Clock(done)
+            if done % config.checkpointing_steps == 0 or last or stop:
+                self.save()
+            if stop and not last:
+                self.tracker.close()
+                raise Stopped(f"{name}: stopped at step {done} of {self.steps}; the same command goes on from there")
+
+        bar.close()
+        self.tracker.close()
+        accelerator.free_memory()
+        self.student.load_state_dict(self.best_weights)
+        settle(self.student)
+        return self.student.eval()
+
+    def train_step(self, step: int, micro_batches: Sequence[Batch]) -> tuple[dict[str, Tensor], bool]:
+        """One optimizer step; returns what to log (each process's share) and whether the run was asked to stop."""
+        accelerator, model, teacher = self.accelerator, self.model, self.teacher
+        features = self.distiller.objective.features
+        labelled, valid = self.global_counts(micro_batches)
+        norms = teacher is not None and (step + 1) % self.config.logging_steps == 0
+
+        model.train()
+        logs: dict[str, Tensor] = {}
+        for i, batch in enumerate(micro_batches, 1):
+            with nullcontext() if i == len(micro_batches) else accelerator.no_sync(model):
+                target = Target(batch.mask, labelled, valid, len(micro_batches))
+                loss = model(batch.image, teacher(batch, features) if teacher else None, target, norms)
+                accelerator.backward(loss.total)
+            for name, value in {"loss": loss.total.detach(), **loss.values}.items():
+                logs[name] = logs.get(name, 0) + value
+        # How strongly each term pulls at the student's logits beside cross-entropy shows a weight that is far off.
+        reference = loss.gradient_norms.pop("cross_entropy", None)
+        if reference is not None:
+            logs |= {f"pull/{name}": norm / reference for name, norm in loss.gradient_norms.items()}
+
+        limit = self.config.optimizer.max_grad_norm or math.inf
+        logs["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), limit)
+        stop = self.vote(step, logs, micro_batches)
+        self.clipped += bool(logs["gradient_norm"] > limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.student, step=step)
+        return logs, stop
+
+    def global_counts(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, ...]:
+        """Labelled and valid pixels of a step, each process's mean share.
+
+        A mean over pixels is one over those of all micro-batches and processes, so these are counted first.
+        """
+        counts = torch.stack([torch.stack(count_pixels(batch.mask)) for batch in micro_batches]).sum(0)
+        counts = self.accelerator.reduce(counts, "sum").clamp(min=1)
+        precise = PRECISE.get(counts.device.type, torch.float64)
+        return (counts.to(precise) / self.accelerator.num_processes).unbind()
+
+    def vote(self, step: int, logs: Mapping[str, Tensor], micro_batches: Sequence[Batch]) -> bool:
+        """Whether a process was asked to stop, once all have found that the update can be done.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite on one of them; names the step and the images.
+        """
+        accelerator = self.accelerator
+        # With fp16 a gradient that overflows is normal: its step is skipped and the scale lowered.
+        watched = ("loss",) if accelerator.mixed_precision == "fp16" else ("loss", "gradient_norm")
+        bad = not all(math.isfinite(logs[name]) for name in watched)
+        own = torch.tensor([bad, self.run.stop()], dtype=torch.int64, device=accelerator.device)
+        votes = accelerator.reduce(own, "sum")
+        if votes[0]:
+            seen = [name for batch in micro_batches for name in batch.names] if bad else []
+            images = ", ".join(gather_object(seen))
+            raise FloatingPointError(
+                f"{self.stage.name}: the loss ({logs['loss']:.4g}) or gradient norm ({logs['gradient_norm']:.4g}) is "
+                f"not finite at step {step + 1} on {images}; nothing was updated. Try a lower learning_rate"
+            )
+        return bool(votes[1])
+
+    def log(self, logs: Mapping[str, Tensor], images_per_second: float) -> dict[str, str]:
+        """Writes what the last step gave, as means over the processes; returns what the progress bar shows of it."""
+        values = {f"train/{name}": self.accelerator.reduce(value, "mean").item() for name, value in logs.items()}
+        if self.config.optimizer.max_grad_norm:
+            values["train/clipped_share"] = self.clipped / self.step
+        values["train/images_per_second"] = images_per_second
+        self.tracker.scalars(values | {"train/learning_rate": self.optimizer.param_groups[-1]["lr"]}, self.step)
+        return {
+            "loss": f"{values['train/loss']:.3f}",
+            "mIoU": f"{self.best.get('mean_iou', 0):.3f}",
+            "images_s": f"{images_per_second:.0f}",
+        }
+
+    def validate(self) -> None:
+        """Scores the network, beside its teacher if it has one, and keeps its weights if they are the best so far."""
+        run, name = self.run, self.stage.name
+        self.share_buffers()
+        compared = {"teacher": self.teacher.network} if self.teacher and run.compare else {}
+        evaluation = run.evaluate({name: self.scored} | compared)
+        scores = evaluation.scores[name]
+        if self.config.keep == "last" or scores.mean_iou > self.best.get("mean_iou", -1):
+            self.best = {"mean_iou": scores.mean_iou, "step": self.step}
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.scored.state_dict().items()}
+        self.tracker.scores(scores, run.splits.classes, self.step)
+        if compared:
+            gap = evaluation.scores["teacher"].mean_iou - scores.mean_iou
+            agreement = evaluation.agreement[name]
+            self.tracker.scalars({"compare/gap_mIoU": gap, "compare/agreement": agreement}, self.step)
+        best = f"(best {100 * self.best['mean_iou']:.2f} at {self.best['step']})"
+        run.say(f"{name:8} step {self.step:5}  mIoU {100 * scores.mean_iou:5.2f} {best}")
+
+    def save(self) -> None:
+        """Writes the state of now, on the main process."""
+        state = self.capture()
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(state)
+        self.accelerator.wait_for_everyone()
+
+    def capture(self) -> TrainState:
+        """Everything that decides how the training goes on."""
+        self.share_buffers()
+        tensors = {"model": self.distiller.state_dict(), "best": self.best_weights}
+        if self.ema:
+            tensors["ema"] = self.ema.module.state_dict()
+        tensors = {name: group for name, group in tensors.items() if group}
+        scaler = self.accelerator.scaler
+        optimizer = {"optimizer": self.optimizer.state_dict()} | ({"scaler": scaler.state_dict()} if scaler else {})
+        return TrainState(self.step, tensors, optimizer, self.best, self.clipped, self.changes)
+
+    def restore(self, state: TrainState) -> None:
+        """Puts a captured state back.
+
+        Raises:
+            ConfigError: it does not fit, or has no steps left, once settings were allowed to change.
+        """
+        folder, optimizer, scaler = self.checkpoints.folder, self.optimizer, self.accelerator.scaler
+        if state.changes and state.changes[-1]["step"] == state.step >= self.steps:
+            raise ConfigError(f"{folder}: {state.step} steps are done; to go on set max_train_steps above that")
+        today = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        try:
+            self.distiller.load_state_dict(state.tensors["model"])
+            optimizer.load_state_dict(state.optimizer["optimizer"])
+            if self.ema:
+                self.ema.module.load_state_dict(state.tensors["ema"])
+            if scaler:
+                scaler.load_state_dict(state.optimizer["scaler"])
+            for group, settings in zip(optimizer.param_groups, today, strict=True):
+                if settings.keys() - group.keys():
+                    raise ValueError("it is of another optimizer")
+                group.update(settings)  # they may have been allowed to change
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{folder}: the state of step {state.step} does not fit ({reason}); what decides its shape cannot "
+                f"change on the way: set another --name"
+            ) from error
+        self.step, self.best, self.clipped, self.changes = state.step, state.best, state.clipped, state.changes
+        self.best_weights = state.tensors.get("best", {})
+        self.checkpoints.note(f"goes on from step {state.step}")
+
+    def share_buffers(self) -> None:
+        """BatchNorm statistics differ between processes; those of the first count, for scoring and saving alike."""
+        average = self.ema.module.buffers() if self.ema else ()
+        for buffer in (*self.distiller.buffers(), *average):
+            broadcast(buffer)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of dropout and the like in a step of a process."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-class Clock:
-    """Speed since the last question."""
-
-    def __init__(self, step: int):
-        self.step, self.time = step, time.perf_counter()
-
-    def steps_per_second(self, step: int) -> float:
-        """Steps a second since the last call."""
-        now = time.perf_counter()
-        speed = (step - self.step) / (now - self.time)
-        self.step, self.time = step, now
-        return speed

@@ -9,8 +9,9 @@ from states import damage
 from trainings import run_of
 
 from distill.training.checkpoint import Checkpoints
-from distill.training.state import facts
-from distill.training.trainer import train
+from distill.training.stage import BASELINE
+from distill.training.state import environment
+from distill.training.trainer import Trainer
 
 KINDS = ("flip", "truncate", "zeros", "delete")
 
@@ -19,7 +20,7 @@ def corruptions(count: int, folder: Path, seed: int = 0) -> Figure:
     """Damages each file of a real training's last state in each way, in turn, at random places."""
     rng = random.Random(seed)
     run = run_of(tiny_config(folder, optimizer__ema_decay=0.8))
-    train(run, "baseline", {})
+    Trainer(run, BASELINE, {}).train()
     states = folder / "training" / "baseline"
     newest = states / "checkpoint-0000006"
     files = sorted(newest.iterdir())
@@ -30,7 +31,7 @@ def corruptions(count: int, folder: Path, seed: int = 0) -> Figure:
         while path.exists() and path.read_bytes() == whole:  # zeros over zeros do not count
             path.write_bytes(whole)
             damage(path, kind, rng)
-        state = Checkpoints(states, {}, facts(run.accelerator), 2, notes.append).load()
+        state = Checkpoints(states, {}, environment(run.accelerator), 2, notes.append).load()
         if state is None or state.step != 4 or not any(newest.name in note for note in notes):
             failures.append(f"{path.name}, {kind}: accepted")
         path.write_bytes(whole)

@@ -16,14 +16,15 @@ from torch import nn
 from trainings import teacher_of
 
 import distill.training.context
-import distill.training.state
 import distill.training.trainer
 from distill import models
 from distill.batch import VOID
 from distill.data import Dataset, Splits, open_splits
 from distill.evaluation.scores import evaluate
 from distill.training.distributed import start
+from distill.training.stage import BASELINE, STUDENT
 from distill.training.teacher import Teacher
+from distill.training.trainer import Trainer
 
 TOLERANCE = 1e-10
 SPLITS_OF_FOUR = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))  # processes and micro-batches of a step of 4 images
@@ -96,15 +97,13 @@ def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optim
         keep="last",
     )
     build = models.build
-    distill.training.state.build = lambda network, classes: _in_double(build(network, classes))  # type: ignore[assignment]
+    distill.training.trainer.build = lambda network, classes: _in_double(build(network, classes))  # type: ignore[assignment]
     accelerator = start(config)
     data = Dataset([str(i) for i in range(12)], _uneven, [()] * 12, lambda _: None)
     splits = Splits(data, data, [str(i) for i in range(CLASSES)], [(0, 0, 0)] * CLASSES)
     torch.manual_seed(7)
     teacher = Teacher(_in_double(build(config.teacher, splits.classes)))
-    network, _ = distill.training.trainer.train(
-        distill.training.context.Run(config, accelerator, splits), "student", {}, teacher
-    )
+    network = Trainer(distill.training.context.Run(config, accelerator, splits), STUDENT, {}, teacher).train()
     if accelerator.is_main_process:
         weights = torch.cat([value.flatten() for value in network.state_dict().values()])
         assert weights.dtype == torch.float64
@@ -124,7 +123,7 @@ def memory_rank(folder: Path, batch: int) -> None:
     )
     accelerator = start(config)
     run = distill.training.context.Run(config, accelerator, open_splits(config.data))
-    distill.training.trainer.train(run, "student", {}, teacher_of(run))
+    Trainer(run, STUDENT, {}, teacher_of(run)).train()
     accelerator.end_training()
 
 
@@ -133,14 +132,15 @@ def average_rank(folder: Path) -> None:
     config = tiny_config(folder, optimizer__ema_decay=0.9, keep="last", student__max_train_steps=3)
     accelerator = start(config)
     run = distill.training.context.Run(config, accelerator, open_splits(config.data))
-    network, state = distill.training.trainer.train(run, "baseline", {})
+    trainer = Trainer(run, BASELINE, {})
+    network = trainer.train()
     if accelerator.is_main_process:
         models.save(network, folder / "kept")
     accelerator.wait_for_everyone()
     kept = models.load(folder / "kept", run.splits.classes, config.student.mean, config.student.std)
     again = run.evaluate({"student": kept}).scores["student"].mean_iou
     if accelerator.is_main_process:
-        (folder / "scores.json").write_text(json.dumps([state.best["mean_iou"], again]))
+        (folder / "scores.json").write_text(json.dumps([trainer.best["mean_iou"], again]))
     accelerator.end_training()
 
 

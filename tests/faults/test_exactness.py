@@ -10,9 +10,8 @@ from harness import run
 from safetensors.torch import load_file
 from trainings import run_of
 
-import distill.training.context
-import distill.training.state
-import distill.training.trainer
+from distill.training.stage import BASELINE
+from distill.training.trainer import Trainer
 
 
 def test_workers_do_not_change_the_bits(tmp_path):
@@ -45,14 +44,14 @@ def test_processes_share_one_memory(tmp_path):
 
 
 def test_every_step_starts_without_gradients(tmp_path, monkeypatch):
-    update = distill.training.trainer.update
+    train_step = Trainer.train_step
 
-    def watched(run, stage, step, training, *rest):
-        assert all(p.grad is None or not p.grad.any() for p in training.model.parameters())
-        return update(run, stage, step, training, *rest)
+    def watched(trainer, *args):
+        assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+        return train_step(trainer, *args)
 
-    monkeypatch.setattr(distill.training.trainer, "update", watched)
-    distill.training.trainer.train(run_of(tiny_config(tmp_path)), "baseline", {})
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    Trainer(run_of(tiny_config(tmp_path)), BASELINE, {}).train()
 
 
 def test_processes_do_not_change_the_scores(tmp_path):

@@ -4,12 +4,13 @@ import random
 
 import torch
 
-from distill.training.checkpoint import Checkpoints, State
+from distill.training.checkpoint import Checkpoints
+from distill.training.state import TrainState
 
 
-def state(step: int) -> State:
+def state(step: int) -> TrainState:
     tensors = {"model": {"w": torch.full((50,), float(step))}, "best": {"w": torch.ones(3)}}
-    return State(
+    return TrainState(
         step, tensors, {"optimizer": {"state": {0: torch.arange(40.0) + step}}}, {"mean_iou": 0.5, "step": step}
     )
 

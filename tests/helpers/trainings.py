@@ -15,8 +15,9 @@ from distill.config.schema import Config
 from distill.data import open_splits
 from distill.errors import Stopped
 from distill.training.context import Run
+from distill.training.stage import STUDENT
 from distill.training.teacher import Teacher
-from distill.training.trainer import train
+from distill.training.trainer import Trainer
 
 
 def run_of(config: Config, stop=lambda: False) -> Run:
@@ -38,14 +39,15 @@ def digest(network: torch.nn.Module) -> str:
 
 def same_bits(folder: Path, settings: dict[str, Any]) -> None:
     """Stops a student's training early and late, resumes it, and compares the weights with those of one left alone."""
-    whole, _ = train(run := run_of(tiny_config(folder / "whole", **settings)), "student", {}, teacher_of(run))
+    whole = Trainer(run := run_of(tiny_config(folder / "whole", **settings)), STUDENT, {}, teacher_of(run)).train()
     for stop_at in (1, 4):
         config = tiny_config(folder / f"stopped-{stop_at}", **settings)
         calls = itertools.count(1)
         run = run_of(config, stop=lambda calls=calls, stop_at=stop_at: next(calls) == stop_at)
         with pytest.raises(Stopped, match=f"stopped at step {stop_at} of 6"):
-            train(run, "student", {}, teacher_of(run))
+            Trainer(run, STUDENT, {}, teacher_of(run)).train()
         run = run_of(config)
-        resumed, state = train(run, "student", {}, teacher_of(run))
-        assert state.step == 6
+        trainer = Trainer(run, STUDENT, {}, teacher_of(run))
+        resumed = trainer.train()
+        assert trainer.step == 6
         assert digest(resumed) == digest(whole), f"stopped at {stop_at}"

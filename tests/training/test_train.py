@@ -8,17 +8,17 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 from trainings import digest, run_of, same_bits, teacher_of
 
-import distill.training.trainer
 from distill import models
 from distill.config.schema import Config
 from distill.errors import ConfigError, Stopped
-from distill.pipeline import stage, stage_settings
+from distill.pipeline import run_stage, stage_settings
 from distill.reporting.report import _sentences
 from distill.training.distributed import start
 from distill.training.optim import schedule
-from distill.training.state import facts
+from distill.training.stage import BASELINE, STUDENT, TEACHER
+from distill.training.state import environment
 from distill.training.tracking import Tracker
-from distill.training.trainer import step_seed, train
+from distill.training.trainer import Trainer, step_seed
 
 
 def losses(monkeypatch) -> list[dict[str, float]]:
@@ -38,7 +38,7 @@ def test_the_recipe_gives_its_numbers(tmp_path, monkeypatch):
     logged = losses(monkeypatch)
     run = run_of(tiny_config(tmp_path))
     teacher = teacher_of(run)
-    train(run, "student", {}, teacher)
+    Trainer(run, STUDENT, {}, teacher).train()
     steps = [entry for entry in logged if "train/loss" in entry]
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5, 6]
     for entry in steps:
@@ -56,7 +56,7 @@ def test_the_teacher_does_not_change_and_is_in_no_checkpoint(tmp_path):
     run = run_of(tiny_config(tmp_path))
     teacher = teacher_of(run)
     before = digest(teacher.network)
-    train(run, "student", {}, teacher)
+    Trainer(run, STUDENT, {}, teacher).train()
     assert digest(teacher.network) == before
     assert not teacher.network.training
     (folder,) = (tmp_path / "training" / "student").glob("checkpoint-0000006")
@@ -110,7 +110,7 @@ def test_what_is_logged_does_not_change_what_is_learnt(tmp_path, settings):
     for logging_steps in (1, 2, 100):
         config = tiny_config(tmp_path / str(logging_steps), logging_steps=logging_steps, **settings)
         run = run_of(config)
-        digests.add(digest(train(run, "student", {}, teacher_of(run))[0]))
+        digests.add(digest(Trainer(run, STUDENT, {}, teacher_of(run)).train()))
     assert len(digests) == 1
 
 
@@ -120,11 +120,13 @@ def test_steps_whose_gradients_were_clipped_are_counted_and_told(tmp_path, monke
     clipped = {"optimizer__max_grad_norm": 1e-6, "eval_steps": 6}
     run = run_of(tiny_config(tmp_path, **clipped), stop=lambda: next(calls) == 1)
     with pytest.raises(Stopped):
-        train(run, "baseline", {})
-    _, state = train(run_of(tiny_config(tmp_path, **clipped)), "baseline", {})
-    assert state.clipped == state.step == 6
+        Trainer(run, BASELINE, {}).train()
+    resumed = Trainer(run_of(tiny_config(tmp_path, **clipped)), BASELINE, {})
+    resumed.train()
+    assert resumed.clipped == resumed.step == 6
     assert [entry["train/clipped_share"] for entry in logged if "train/clipped_share" in entry] == [1.0] * 6
-    _, free = train(run_of(tiny_config(tmp_path / "free", eval_steps=6)), "baseline", {})
+    free = Trainer(run_of(tiny_config(tmp_path / "free", eval_steps=6)), BASELINE, {})
+    free.train()
     assert free.clipped == 0
     same = {"params": 1, "flops": 1, "mean_iou": 0.5, "gap_closed": None}
     shares = {"teacher": 0.25, "baseline": 0.02, "student": 0.2}
@@ -136,14 +138,14 @@ def test_another_seed_gives_other_weights(tmp_path):
     digests = set()
     for i, seed in enumerate((0, 0, 1)):
         run = run_of(tiny_config(tmp_path / str(i), seed=seed, student__max_train_steps=2))
-        digests.add(digest(train(run, "baseline", {})[0]))
+        digests.add(digest(Trainer(run, BASELINE, {}).train()))
     assert len(digests) == 2
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     run = run_of(tiny_config(tmp_path, student__learning_rate=1e15, checkpointing_steps=1))
     with pytest.raises(FloatingPointError, match=r"student: .* not finite at step 2 on scene-0-\d+, scene-0-\d+"):
-        train(run, "student", {}, teacher_of(run))
+        Trainer(run, STUDENT, {}, teacher_of(run)).train()
     newest = sorted((tmp_path / "training" / "student").glob("checkpoint-*"))[-1]
     assert newest.name == "checkpoint-0000001"
     assert all(v.isfinite().all() for v in load_file(newest / "model.safetensors").values())
@@ -155,18 +157,18 @@ def test_a_teacher_that_gives_nan_is_named(tmp_path):
     with torch.no_grad():
         teacher.network.model.segmentation_head[0].bias[0] = float("nan")
     with pytest.raises(FloatingPointError, match="the teacher's logits are not finite on scene-0-"):
-        train(run, "student", {}, teacher)
+        Trainer(run, STUDENT, {}, teacher).train()
 
 
 def test_a_network_that_gives_nan_is_named_by_its_stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(distill.training.trainer, "update", spoil)
+    monkeypatch.setattr(Trainer, "train_step", spoil)
     with pytest.raises(FloatingPointError, match="the teacher network gives values that are not finite on scene-"):
-        train(run_of(tiny_config(tmp_path)), "teacher", {})
+        Trainer(run_of(tiny_config(tmp_path)), TEACHER, {}).train()
 
 
-def spoil(run, stage, step, training, *_):
+def spoil(trainer, step, micro_batches):
     with torch.no_grad():
-        training.student.model.segmentation_head[0].bias[0] = float("nan")
+        trainer.student.model.segmentation_head[0].bias[0] = float("nan")
     return {"loss": torch.zeros(())}, False
 
 
@@ -184,26 +186,26 @@ def test_seeds_differ_between_steps_and_processes():
 def test_settings_of_a_stage_leave_out_what_does_not_reach_it(tmp_path):
     config = tiny_config(tmp_path)
     other = tiny_config(tmp_path, kd__weight=3, student__learning_rate=1, data__num_workers=5)
-    assert stage_settings(config, "teacher", 1) == stage_settings(other, "teacher", 1)
-    assert stage_settings(config, "baseline", 1) != stage_settings(other, "baseline", 1)
-    assert stage_settings(config, "student", 1) != stage_settings(config, "student", 2)
-    assert json.dumps(stage_settings(config, "student", 1))
+    assert stage_settings(config, TEACHER, 1) == stage_settings(other, TEACHER, 1)
+    assert stage_settings(config, BASELINE, 1) != stage_settings(other, BASELINE, 1)
+    assert stage_settings(config, STUDENT, 1) != stage_settings(config, STUDENT, 2)
+    assert json.dumps(stage_settings(config, STUDENT, 1))
 
 
 def stopped_at_2(folder, **settings) -> None:
     calls = iter(range(100))
     run = run_of(tiny_config(folder, **settings), stop=lambda: next(calls) == 1)
     with pytest.raises(Stopped):
-        stage(run, "baseline")
+        run_stage(run, BASELINE)
 
 
 def test_a_setting_that_is_allowed_to_change_counts_from_the_step_reached(tmp_path):
     stopped_at_2(tmp_path)
     other = {"optimizer__weight_decay": 0.5, "student__max_train_steps": 4}
     with pytest.raises(ConfigError, match=r"optimizer\.weight_decay 0\.01 there, 0\.5 here, student\.max_train_steps"):
-        stage(run_of(tiny_config(tmp_path, **other)), "baseline")
+        run_stage(run_of(tiny_config(tmp_path, **other)), BASELINE)
     allowed = "[optimizer.weight_decay, student.max_train_steps]"
-    stage(run_of(tiny_config(tmp_path, **other, allow_change=allowed)), "baseline")
+    run_stage(run_of(tiny_config(tmp_path, **other, allow_change=allowed)), BASELINE)
     record = json.loads((tmp_path / "baseline" / "stage.json").read_text())
     changed = {"optimizer.weight_decay": [0.01, 0.5], "student.max_train_steps": [6, 4]}
     assert (record["steps"], record["changes"]) == (4, [{"step": 2, "settings": changed}])
@@ -213,17 +215,15 @@ def test_a_setting_that_is_allowed_to_change_counts_from_the_step_reached(tmp_pa
 def test_an_allowed_change_reaches_the_optimizer(tmp_path, monkeypatch):
     stopped_at_2(tmp_path)
     seen = []
-    update = distill.training.trainer.update
-    monkeypatch.setattr(
-        distill.training.trainer,
-        "update",
-        lambda run, name, step, training, *rest: (
-            seen.append([group["weight_decay"] for group in training.optimizer.param_groups])
-            or update(run, name, step, training, *rest)
-        ),
-    )
+    train_step = Trainer.train_step
+
+    def watched(trainer, *args):
+        seen.append([group["weight_decay"] for group in trainer.optimizer.param_groups])
+        return train_step(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
     config = tiny_config(tmp_path, optimizer__weight_decay=0.5, allow_change="[optimizer.weight_decay]")
-    stage(run_of(config), "baseline")
+    run_stage(run_of(config), BASELINE)
     assert seen == [[0.5, 0.0]] * 4
 
 
@@ -242,28 +242,28 @@ def test_what_cannot_change_on_the_way_is_refused(tmp_path, settings, words):
     (name,) = settings
     config = tiny_config(tmp_path, **settings, allow_change=f"[{name.replace('__', '.')}]")
     with pytest.raises(ConfigError, match=words) as caught:
-        stage(run_of(config), "baseline")
+        run_stage(run_of(config), BASELINE)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_finished_stays_as_it_is_when_a_setting_may_change(tmp_path, capsys):
-    stage(run_of(tiny_config(tmp_path)), "baseline")
+    run_stage(run_of(tiny_config(tmp_path)), BASELINE)
     before = (tmp_path / "baseline" / "stage.json").read_bytes()
     with pytest.raises(ConfigError, match=r"seed 0 there, 5 here\); .*--allow_change"):
-        stage(run_of(tiny_config(tmp_path, seed=5)), "baseline")
-    stage(run_of(tiny_config(tmp_path, seed=5, allow_change="[seed]")), "baseline")
+        run_stage(run_of(tiny_config(tmp_path, seed=5)), BASELINE)
+    run_stage(run_of(tiny_config(tmp_path, seed=5, allow_change="[seed]")), BASELINE)
     assert "is there already, made before the change of seed" in capsys.readouterr().out
     assert (tmp_path / "baseline" / "stage.json").read_bytes() == before
 
 
 def test_the_instructions_of_the_processor_are_among_the_facts(tmp_path, monkeypatch):
     accelerator = run_of(tiny_config(tmp_path)).accelerator
-    found = facts(accelerator)
+    found = environment(accelerator)
     assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert found["onednn_max_cpu_isa"] == "ALL"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    other = facts(accelerator)
+    other = environment(accelerator)
     assert {key: other[key] for key in other if other[key] != found[key]} == {
         "cpu_capability": "DEFAULT",
         "onednn_max_cpu_isa": "AVX2",
@@ -272,9 +272,9 @@ def test_the_instructions_of_the_processor_are_among_the_facts(tmp_path, monkeyp
 
 def test_synchronised_norms_train_and_load_into_plain_ones(tmp_path):
     settings = {"student__encoder_name": "tu-test_efficientnet"}  # its norms hold the activations
-    plain, _ = train(run_of(tiny_config(tmp_path / "plain", **settings)), "baseline", {})
+    plain = Trainer(run_of(tiny_config(tmp_path / "plain", **settings)), BASELINE, {}).train()
     run = run_of(tiny_config(tmp_path / "sync", sync_batchnorm="true", **settings))
-    network, _ = train(run, "baseline", {})
+    network = Trainer(run, BASELINE, {}).train()
     norms = [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
