@@ -15,6 +15,7 @@ import onnx
 import onnx_ir
 import onnxruntime as ort
 import torch
+import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from PIL import Image
 from torch import Tensor, nn
@@ -45,16 +46,16 @@ class Deployed(nn.Module):
         """Wraps a network."""
         super().__init__()
         self.network = streamlined(network)
-        if not is_fixed(network):
-            self.network.pad = pad_to_stride  # type: ignore[method-assign]
+        self.pad = Network.pad if is_fixed(network) else pad_to_stride
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of images uint8 RGB `[N, H, W, 3]`: class ids uint8 `[N, H, W]`, logits `[N, C, H, W]`, and the confidence.
 
         That is the probability of the class, 0 to 1 `[N, H, W]`.
         """
-        outputs = self.network(image.permute(0, 3, 1, 2))
-        height, width = outputs.size
+        height, width = image.shape[1:3]
+        x = self.pad(self.normalize(image.permute(0, 3, 1, 2)), self.network.stride)
+        outputs = self.network.outputs(x, (height, width))
         # Classes are found in the padding too: to cut it off 8-bit ids costs nothing, off float logits a copy.
         padded = upsample(outputs.logits, outputs.padded_size, outputs.padded_size, outputs.align_corners)
         size = symbolic("Shape", (image,), {"start": 1, "end": 3}, dtype=torch.int64, shape=(2,))
@@ -66,6 +67,11 @@ class Deployed(nn.Module):
         mask, logits = cut(padded.argmax(1).to(torch.uint8)), cut(padded)
         confidence = 1 / (logits - logits.amax(1, keepdim=True)).exp().sum(1)
         return mask, logits, confidence
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """`Network.normalize` in one pass over the image."""
+        mean, variance = self.network.mean.flatten(), self.network.std.flatten().square()
+        return F.batch_norm(image.to(mean.dtype), mean, variance, eps=0.0)
 
 
 @dataclass

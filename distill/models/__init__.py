@@ -7,9 +7,9 @@ from distill.models.network import (
     count_parameters,
     freeze_unused,
     save,
-    streamlined,
 )
 from distill.models.own import OwnNetwork, build, fingerprint, load
+from distill.models.streamline import streamlined
 
 __all__ = [
     "FIXED_SIZE",

@@ -62,22 +62,20 @@ class OwnNetwork(Network):
         """Channels of the only map that `forward` can return, the logits."""
         return {"logits": len(self.classes)}
 
-    def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
-        """Logits of RGB images `[N, 3, H, W]`, uint8 or float, 0 to 255, any size.
+    def outputs(self, x: Tensor, size: Sequence[int], features: Sequence[str] = ()) -> Outputs:
+        """See `Network.outputs`.
 
         Raises:
             ConfigError: a feature map was asked for, or the module does not give logits of the classes.
         """
         if features:
             raise ConfigError(f"{self.kind}: is a network of your own, which gives no feature map {features[0]}")
-        x = self.pad(self.normalize(image), self.stride).contiguous()
-        logits = _logits(self.model(x))
+        logits = _logits(self.model(x.contiguous()))
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(self.classes):
             found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"{type(logits).__name__}"
             expected = f"logits [N, {len(self.classes)}, h, w], one channel for each of the classes"
             raise ConfigError(f"{self.kind}: gives {found} for images {list(x.shape)}; expected {expected}")
-        size, padded_size = (image.shape[-2], image.shape[-1]), (x.shape[-2], x.shape[-1])
-        return Outputs(logits, size, padded_size, self.align_corners)
+        return Outputs(logits, (size[0], size[1]), (x.shape[-2], x.shape[-1]), self.align_corners)
 
     def save_weights(self, folder: Path) -> None:
         """Writes `model.safetensors`, and in `config.json` that it takes the module to read it."""
