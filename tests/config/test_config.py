@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from distill import models
 from distill.config.parse import parse
 from distill.config.schema import (
     HARMLESS,
@@ -275,8 +276,21 @@ def test_configs_parse_and_build(path):
     try_build(config, ["a", "b"])
 
 
+@pytest.fixture
+def built_once(monkeypatch):
+    """Networks of the same settings are one network."""
+    build, built = models.build, {}
+
+    def build_once(wanted, classes, *own):
+        if (key := f"{wanted} {classes} {own}") not in built:
+            built[key] = build(wanted, classes, *own)
+        return built[key]
+
+    monkeypatch.setattr(models, "build", build_once)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
-def test_sweeps_parse_and_build(path):
+def test_sweeps_parse_and_build(path, built_once):
     text = path.read_text()
     assert f"scripts/sweep.py configs/sweeps/{path.name}" in text, "opens with its command"
     base = ["--config", "configs/camvid_cpu.yaml"] if "camvid_cpu" in text else []
