@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 
 from distill import models
-from distill.artifacts import exported
 from distill.config.schema import OWN, Config, NetworkConfig, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.data.class_weights import class_weights
@@ -28,6 +27,7 @@ from distill.deployment.onnx_export import refuse_several_sizes
 from distill.errors import ConfigError, Stopped
 from distill.models.network import Network
 from distill.models.smp_files import FILES
+from distill.reporting.artifacts import exported
 from distill.reporting.outputs import finish
 from distill.reporting.results import ExportResults, Results, collect
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text

@@ -20,8 +20,7 @@ from typing import IO, Any
 
 from distill.config.parse import parse, read_yaml, refuse_mixed
 from distill.config.schema import Config, dump
-from distill.errors import ConfigError
-from distill.text import cell, printable
+from distill.errors import ConfigError, cell, printable
 
 FILE_HELP = """the file may hold:
   trials    name: {setting: value, ...}, one student each

@@ -1,12 +1,14 @@
+from types import SimpleNamespace
+
 from conftest import tiny_config
 
-from distill import benchmark as script
+from distill.cli import measure as script
 from distill.config.schema import dump
 
 
 def test_inference_leaves_no_file_where_it_was_started(tmp_path, monkeypatch):
     monkeypatch.setattr(script.models, "load", lambda *_: None)
-    monkeypatch.setattr(script, "benchmark", lambda *_: {"rows": []})
+    monkeypatch.setattr(script, "benchmark", lambda *_: SimpleNamespace(to_json=lambda: {"rows": []}))
     monkeypatch.setattr(script.report, "latency", lambda _: ["a table"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()

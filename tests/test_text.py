@@ -15,8 +15,7 @@ from distill.cli import run_here as main
 from distill.config.parse import parse
 from distill.data import open_splits
 from distill.deployment import predict
-from distill.errors import ConfigError
-from distill.text import cell, harmless, printable
+from distill.errors import ConfigError, cell, harmless, printable
 
 RED = "\x1b[31mred\x1b]0;title\x07"
 

@@ -22,9 +22,8 @@ import yaml
 
 from distill.config.help import help_text
 from distill.config.schema import Config, flatten
-from distill.errors import ConfigError
+from distill.errors import ConfigError, say
 from distill.losses.validation import Settings
-from distill.text import say
 
 MAX_CONFIG_BYTES = 1_000_000
 

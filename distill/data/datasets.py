@@ -17,8 +17,7 @@ from distill.batch import MAX_CLASSES, UNLABELLED, VOID
 from distill.config.schema import OWN, DataConfig
 from distill.data.synthetic import scene, shapes
 from distill.data.transforms import resize_labels
-from distill.errors import ConfigError
-from distill.text import harmless, printable
+from distill.errors import ConfigError, harmless, printable
 from distill.visualize import decoded_pixels, made_up_palette, own_pixel_limit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

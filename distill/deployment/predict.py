@@ -27,8 +27,7 @@ from distill.deployment import media
 from distill.deployment.runtime import Segmenter, open_model
 from distill.deployment.sandbox import SandboxError
 from distill.deployment.tiles import Shrunk, Tiled
-from distill.errors import ConfigError
-from distill.text import printable, say
+from distill.errors import ConfigError, printable, say
 from distill.visualize import overlay, palette_image, row
 
 _T = TypeVar("_T")

@@ -29,10 +29,9 @@ from distill.config.schema import DataConfig
 from distill.data import Dataset, Splits, open_splits
 from distill.deployment.runtime import Segmenter, open_model
 from distill.deployment.torch_runtime import SmpFolder
-from distill.errors import ConfigError
+from distill.errors import ConfigError, say
 from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix
 from distill.storage import write_json
-from distill.text import say
 from distill.visualize import Palette, colorize, row
 
 WRONG = (230, 60, 50)

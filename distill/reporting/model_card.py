@@ -11,11 +11,10 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.config.schema import Config
 from distill.deployment.onnx_export import OnnxFile
-from distill.errors import ConfigError
+from distill.errors import ConfigError, cell, printable
 from distill.losses import TERMS
 from distill.reporting.report import about_files, percent, summary, table
 from distill.reporting.results import ExportResults, NetworkResults, Results
-from distill.text import cell, printable
 from distill.training.provenance import RECORD, as_made
 
 PUBLISHED = ("*.md", "*.json", "*.onnx", "model.safetensors")

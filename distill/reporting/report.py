@@ -11,9 +11,9 @@ import torch
 
 from distill.batch import UNLABELLED
 from distill.deployment.latency import Benchmark
+from distill.errors import cell, printable
 from distill.models.network import Network
 from distill.reporting.results import ExportResults, Refused, Results, StudentResults
-from distill.text import cell, printable
 from distill.visualize import colorize, row
 
 STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG = (230, 60, 50), (60, 130, 240), (245, 190, 40)

@@ -13,9 +13,9 @@ from distill.batch import Batch
 from distill.config.schema import Config
 from distill.data import Splits, build_transform, train_batches
 from distill.data.loader import StepSampler
+from distill.errors import printable
 from distill.evaluation.scores import Evaluation, evaluate
 from distill.models.network import Network
-from distill.text import printable
 
 
 @dataclass

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from distill.errors import ConfigError
-from distill.text import say
+from distill.errors import ConfigError, say
 
 PR_SET_PDEATHSIG = 1
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness import Figure, Launch, distil, draw_camvid, everything, run
 
-from distill import artifacts
+from distill.reporting import artifacts
 from distill.reporting.results import ExportResults
 
 # Everything that holds state: dropout, BatchNorm, a moving average, the best weights so far, a schedule with warm-up.

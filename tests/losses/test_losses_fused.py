@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from losses_reference import relative
 
-from distill import benchmark
 from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.cli import measure
 from distill.losses import TERMS
 from distill.losses.chunk_ops import by_hand, is_by_hand
 from distill.losses.chunked import fused
@@ -260,14 +260,14 @@ def test_compiled_is_the_same(tmp_path, kd):
 
 
 def test_the_benchmark_of_terms_runs(capsys):
-    benchmark.main(["terms", "--device", "cpu", "--shape", "2x3x64x64", "--repeat", "1"])
+    measure.main(["terms", "--device", "cpu", "--shape", "2x3x64x64", "--repeat", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[2 : len(TERMS) + 2]] == list(TERMS)
     assert all(float(line.split()[-2]) > 0 for line in lines[2:])
 
 
 def test_the_benchmark_runs(capsys):
-    benchmark.main(["loss", "--device", "cpu", "--shape", "2x3x16x24", "--repeat", "1"])
+    measure.main(["loss", "--device", "cpu", "--shape", "2x3x16x24", "--repeat", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["torch", *2 * ["2×3×16×24,", "plain", "by"]]
     assert all(float(line.split("gradient error")[1]) < 1e-5 for line in lines if "error" in line)
@@ -290,5 +290,5 @@ def test_full_resolution_logits_are_never_held(stride, limit):
         plain(1.0, 1.0, student, teacher, mask)[0].backward()
         x.grad = None
 
-    assert benchmark.peak_bytes(ours, torch.device("cpu")) / logits < limit
-    assert benchmark.peak_bytes(usual, torch.device("cpu")) / logits > 4 * limit
+    assert measure.peak_bytes(ours, torch.device("cpu")) / logits < limit
+    assert measure.peak_bytes(usual, torch.device("cpu")) / logits > 4 * limit

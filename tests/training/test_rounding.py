@@ -8,12 +8,12 @@ import torch
 from conftest import tiny_config
 from torch import nn
 
-from distill import artifacts
 from distill.config.schema import NetworkConfig
 from distill.deployment.runtime import OnnxModel
 from distill.errors import ExportError
 from distill.models.network import build
 from distill.pipeline import distil
+from distill.reporting import artifacts
 from distill.training.qat import RoundedInput, RoundedWeight, settle, simulate
 
 

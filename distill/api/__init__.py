@@ -113,7 +113,7 @@ def distill(
         Stopped: `stop` said so.
         FloatingPointError: a loss was not finite; names the step and the images.
     """
-    from distill.handover import distil_own
+    from distill.api.handover import distil_own
 
     flat: dict[str, Any] = {"student.max_train_steps": max_train_steps, "student.learning_rate": learning_rate}
     flat |= {f"{who}.{key}": list(x) for who in ("teacher", "student") for key, x in (("mean", mean), ("std", std))}
@@ -296,11 +296,11 @@ def export(
     from dataclasses import replace
 
     from distill import models
-    from distill.artifacts import about
     from distill.config.schema import OWN, ExportConfig, NetworkConfig
+    from distill.data.datasets import check_classes
     from distill.deployment.onnx_export import export_onnx
     from distill.errors import ConfigError
-    from distill.visualize import made_up_palette
+    from distill.reporting.artifacts import about
 
     if output not in ("logits", "confidence", "none"):
         raise ConfigError(f"output: {output!r} is not one of logits, confidence, none")
@@ -314,7 +314,7 @@ def export(
     dataset, _ = _dataset(data, "val", network.classes, ignore_index)
     config = replace(ExportConfig(), opset=opset, output=output)  # type: ignore[arg-type]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return export_onnx(network, Path(path), dataset, config, about(network, made_up_palette(len(network.classes))))
+    return export_onnx(network, Path(path), dataset, config, about(network, check_classes(network.classes, None)[1]))
 
 
 def _dataset(data: Any, split: str, classes: list[str], void: int) -> tuple[Dataset, list[str]]:

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import ConfigError, ExportError, Stopped
-from distill.text import say
+from distill.errors import ConfigError, ExportError, Stopped, say
 from distill.training.launcher import EXIT_STOPPED, follow, last_line, launch, launched
 
 EXIT_REFUSED = 3  # all is done and reported, but a file that was asked for is not fit to be published
@@ -104,7 +103,7 @@ def evaluate(argv: Sequence[str], prog: str = "distill evaluate") -> int:
 def benchmark(argv: Sequence[str], prog: str = "distill benchmark") -> int:
     """Times and memory."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, is talkative
-    from distill.benchmark import main
+    from distill.cli.measure import main
 
     return main(argv, prog)
 
