@@ -1,7 +1,7 @@
 """What flows through the loop: a batch of images, what a network says of it, what the labels say of it.
 
 Masks are uint8 everywhere. Besides class ids they hold two values: `VOID` (void in the labels, or padding: counts
-in no term and no metric) and `UNLABELLED` (a real pixel without a label: counts for the terms that compare with
+in no term and no metric) and `UNLABELED` (a real pixel without a label: counts for the terms that compare with
 the teacher, not for those that need a label).
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VOID = 255
-UNLABELLED = 254
+UNLABELED = 254
 MAX_CLASSES = 254
 
 
@@ -23,8 +23,8 @@ class Batch:
     """Images with their labels.
 
     Attributes:
-        image: RGB, uint8 `[N, 3, H, W]`, 0 to 255. Each network normalises it by itself.
-        mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELLED`.
+        image: RGB, uint8 `[N, 3, H, W]`, 0 to 255. Each network normalizes it by itself.
+        mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELED`.
         names: one file name (or other identity) an image, for messages.
     """
 
@@ -101,15 +101,15 @@ class Target:
     gradients over processes, the result is exactly the mean over all pixels, however unevenly void is spread.
 
     Attributes:
-        mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELLED`.
-        labelled_count: pixels with a class id, at least 1.
+        mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELED`.
+        labeled_count: pixels with a class id, at least 1.
         valid_count: pixels that are not void, at least 1.
         micro_batches: micro-batches in the step; losses that relate pixels to each other and so cannot be split
             (they say so) are averaged over them by `mean_over_micro_batches`.
     """
 
     mask: Tensor
-    labelled_count: Tensor
+    labeled_count: Tensor
     valid_count: Tensor
     micro_batches: int = 1
 
@@ -121,31 +121,31 @@ class Target:
             ValueError: a mask of another type, whose void would be taken for labels.
         """
         if mask.dtype != torch.uint8:
-            fix = f"must be uint8, with {VOID} for void and {UNLABELLED} for pixels without a label"
+            fix = f"must be uint8, with {VOID} for void and {UNLABELED} for pixels without a label"
             raise ValueError(f"mask of {mask.dtype}: {fix}")
-        labelled, valid = count_pixels(mask)
-        return cls(mask, labelled.clamp(min=1), valid.clamp(min=1))
+        labeled, valid = count_pixels(mask)
+        return cls(mask, labeled.clamp(min=1), valid.clamp(min=1))
 
-    def mean_over_pixels(self, total: Tensor, labelled: bool = False) -> Tensor:
+    def mean_over_pixels(self, total: Tensor, labeled: bool = False) -> Tensor:
         """The mean over the step's pixels.
 
         Args:
             total: the sum over this micro-batch's pixels that are not void.
-            labelled: the sum is over the pixels with a class instead, and so is the mean.
+            labeled: the sum is over the pixels with a class instead, and so is the mean.
 
         Returns:
             This micro-batch's share of the mean: the shares of a step add up to it.
         """
-        return total / (self.labelled_count if labelled else self.valid_count)
+        return total / (self.labeled_count if labeled else self.valid_count)
 
     def mean_over_micro_batches(self, value: Tensor) -> Tensor:
         """The share of a mean over the step's micro-batches that this one's value has."""
         return value / self.micro_batches
 
     @property
-    def labelled(self) -> Tensor:
+    def labeled(self) -> Tensor:
         """Where a class is known: bool `[N, H, W]`."""
-        return self.mask < UNLABELLED
+        return self.mask < UNLABELED
 
     @property
     def valid(self) -> Tensor:
@@ -155,4 +155,4 @@ class Target:
 
 def count_pixels(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels with a class, and pixels that are not void: two int64 scalars."""
-    return (mask < UNLABELLED).sum(), (mask != VOID).sum()
+    return (mask < UNLABELED).sum(), (mask != VOID).sum()

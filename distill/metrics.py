@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.batch import UNLABELLED, VOID
+from distill.batch import UNLABELED, VOID
 
 
 def confusion_matrix(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
@@ -20,14 +20,14 @@ def confusion_matrix(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
 
     Args:
         prediction: class ids `[N, H, W]`.
-        mask: uint8 `[N, H, W]`; void and unlabelled pixels are not counted.
+        mask: uint8 `[N, H, W]`; void and unlabeled pixels are not counted.
         classes: number of classes.
 
     Returns:
         int64 `[classes, classes]`.
     """
     # Pixels without a label go to an extra row, which is cheaper than picking the others out.
-    truth = torch.where(mask < UNLABELLED, mask, classes).long()
+    truth = torch.where(mask < UNLABELED, mask, classes).long()
     counts = torch.bincount((truth * classes + prediction).flatten(), minlength=(classes + 1) * classes)
     return counts.view(classes + 1, classes)[:classes]
 
@@ -62,7 +62,7 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of labelled pixels that are right."""
+        """Share of labeled pixels that are right."""
         return self.matrix.diag().sum().item() / max(1, self.matrix.sum().item())
 
     @property
@@ -83,7 +83,7 @@ class Scores:
 
 
 class Comparison:
-    """Masks beside those of a reference, on labelled images.
+    """Masks beside those of a reference, on labeled images.
 
     Args:
         classes: number of classes.
@@ -134,8 +134,8 @@ class BoundaryIoU:
         self.counts = np.zeros((3, classes), dtype=np.int64)  # intersection, truth, prediction
 
     def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
-        """Counts an image: class ids uint8 `[H, W]`, and labels that may hold void or unlabelled pixels."""
-        known = mask < UNLABELLED
+        """Counts an image: class ids uint8 `[H, W]`, and labels that may hold void or unlabeled pixels."""
+        known = mask < UNLABELED
         truth, guess = (np.where(known, labels, np.uint8(VOID)) for labels in (mask, prediction))
         near_truth, near_guess = _near_boundary(truth) & known, _near_boundary(guess) & known
         for i, labels in enumerate((truth[near_truth & near_guess & (truth == guess)], truth[near_truth])):
@@ -167,7 +167,7 @@ def _near_boundary(labels: np.ndarray) -> np.ndarray:
 class Calibration:
     """Expected calibration error of the highest probability (Guo et al., 2017, arXiv:1706.04599).
 
-    Labelled pixels are sorted into equal bins by confidence; the error is the mean, over pixels, of the distance
+    Labeled pixels are sorted into equal bins by confidence; the error is the mean, over pixels, of the distance
     between a bin's accuracy and its mean confidence.
 
     Args:
@@ -181,7 +181,7 @@ class Calibration:
 
     def add(self, confidence: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> None:
         """Counts an image: probabilities of the predicted class, class ids and labels, each `[H, W]`."""
-        known = mask < UNLABELLED
+        known = mask < UNLABELED
         values = confidence[known].astype(np.float64)
         places = np.minimum((values * self.bins).astype(np.int64), self.bins - 1)
         self.pixels += np.bincount(places, minlength=self.bins)

@@ -41,10 +41,10 @@ from distill.training.provenance import (
     network_files,
     not_compared,
     refuse_other_settings,
-    stage_settings,
+    settings_of_stage,
     teacher_folder,
 )
-from distill.training.rank_failures import lost_are_named
+from distill.training.rank_failures import name_failed_ranks
 from distill.training.stage import BASELINE, INT8, STUDENT, TEACHER, Stage
 from distill.training.teacher import Teacher, check_teacher
 from distill.training.trainer import Trainer
@@ -76,7 +76,7 @@ def distil(
         config, accelerator = run.config, run.accelerator
         if config.export.enabled:  # not hours later
             on_main(accelerator, lambda: refuse_several_sizes(config.student.arch, run.splits.val))
-        held = on_main(accelerator, lambda: take_folder(run))  # noqa: F841  stays open
+        held = on_main(accelerator, lambda: claim_output_dir(run))  # noqa: F841  stays open
         if "student" in run.own:
             on_main(accelerator, lambda: begin_alike(run))
         networks = {"teacher": load_teacher(run)}
@@ -84,7 +84,7 @@ def distil(
             networks["baseline"] = run_stage(run, BASELINE)
         networks["student"] = run_stage(run, STUDENT, networks)
         if run.stop():
-            raise Stopped("stopped before the report; the same command goes on from there")
+            raise Stopped("stopped before the report; rerun the same command to resume")
         evaluation = run.evaluate(networks, "final scores")
         results = from_main(accelerator, lambda: collect(run, networks, evaluation))
         on_main(accelerator, lambda: write_json(config.folder / "results.json", results.to_json()))
@@ -118,7 +118,7 @@ def opened(
     own: Mapping[str, Any] | None = None,
 ) -> Iterator[Run]:
     """What stages share: processes, and data and settings that were found to be right."""
-    with started(config) as accelerator, lost_are_named(config.timeout_seconds):
+    with started(config) as accelerator, name_failed_ranks(config.timeout_seconds):
         splits = data or on_all(accelerator, lambda: open_splits(config.data))
         run = Run(config, accelerator, splits, stop, own=own or {})
         record = config.folder / CHECKED
@@ -127,8 +127,8 @@ def opened(
             sizes = {"train": len(data.train), "val": len(data.val)}
             run.checked = {"contents": {f"data.{name}_files": f"{size} items" for name, size in sizes.items()}}
         run.config = with_class_weights(config, splits)
-        try_build(run.config, splits.classes, run.own)
-        more = f" ({len(splits.unlabelled)} more without labels)" if splits.unlabelled else ""
+        dry_run(run.config, splits.classes, run.own)
+        more = f" ({len(splits.unlabeled)} more without labels)" if splits.unlabeled else ""
         run.say(
             f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
             f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
@@ -167,7 +167,7 @@ def with_class_weights(config: Config, splits: Splits) -> Config:
 
 
 def count_classes(splits: Splits) -> torch.Tensor:
-    """Labelled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`."""
+    """Labeled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`."""
     counts = torch.zeros(2, len(splits.classes), dtype=torch.int64)
     for i in range(len(splits.train)):
         pixels = torch.from_numpy(np.bincount(splits.train.read(i)[1].ravel(), minlength=256))[: len(splits.classes)]
@@ -175,7 +175,7 @@ def count_classes(splits: Splits) -> torch.Tensor:
     return counts
 
 
-def try_build(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> None:
+def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> None:
     """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained."""
     networks = {}
     for name, wanted in (("teacher", config.teacher), ("student", config.student)):
@@ -190,14 +190,14 @@ def try_build(config: Config, classes: list[str], own: Mapping[str, Any] | None 
             build_objective(config, student, None)
 
 
-def take_folder(run: Run) -> IO[str]:
+def claim_output_dir(run: Run) -> IO[str]:
     """Locks the output folder, once it is sure that nothing in it belongs to another run."""
     config, folder = run.config, run.config.folder
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder; set another --name or --output_dir")
     left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if left - FIRST_FILES and not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder}: holds something else than a run; set another --name or --output_dir")
+        raise ConfigError(f"{folder}: holds files that are not a run's; set another --name or --output_dir")
     held = lock(folder)
     remove_leftovers(folder)
     elsewhere = config.teacher.checkpoint and (teacher_folder(config) / "model.safetensors").is_file()
@@ -223,7 +223,7 @@ def begin_alike(run: Run) -> None:
 
 
 def load_teacher(run: Run) -> Network:
-    """The teacher that the settings name, or the one trained here; scored before anything is learnt from it."""
+    """The teacher that the settings name, or the one trained here; scored before anything is learned from it."""
     config, wanted = run.config, run.config.teacher
     if own := run.own.get("teacher"):
         network, source = models.build(wanted, run.splits.classes, own).to(run.accelerator.device).eval(), "handed over"
@@ -286,7 +286,7 @@ def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = N
     """
     networks, config = networks or {}, stage.configured(run.config)
     run, folder = replace(run, config=config), config.folder / stage.name
-    settings = stage_settings(config, stage, run.accelerator.num_processes, run.files)
+    settings = settings_of_stage(config, stage, run.accelerator.num_processes, run.files)
 
     def is_there() -> bool:
         if stage.init:
@@ -305,7 +305,7 @@ def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = N
         if unknown := not_compared(record["settings"], settings):
             run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
         before = f", made before the change of {', '.join(changes)}" if changes else ""
-        run.say(f"{stage.name:8} is there already{before}")
+        run.say(f"{stage.name:8} is already there{before}")
         return True
 
     if not from_main(run.accelerator, is_there):

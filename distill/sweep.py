@@ -137,7 +137,7 @@ def sweep(
 
     with pipeline.opened(config, stop) as run:
         for trial_config in configs:
-            pipeline.try_build(trial_config, run.splits.classes)
+            pipeline.dry_run(trial_config, run.splits.classes)
             if trial_config.data != config.data:
                 check_splits(open_splits(trial_config.data), trial_config.data, run.progress)
         held = take("teacher")
@@ -157,7 +157,7 @@ def sweep(
             except ConfigError as error:
                 run.say(f"{trial.key}: left to the other ({error})")
                 continue
-            # One that is there already is read, and refused if it was made with other settings.
+            # One that is already there is read, and refused if it was made with other settings.
             network = pipeline.run_stage(trial_run, replace(STUDENT, name=trial.key), networks)
             if not from_main(run.accelerator, record.is_file):
                 scores = trial_run.evaluate({"student": network}).scores["student"]
@@ -173,7 +173,7 @@ def sweep(
             if held:
                 held.close()
             if run.stop():
-                raise Stopped("stopped between trials; the same command goes on from there")
+                raise Stopped("stopped between trials; rerun the same command to resume")
         found = from_main(run.accelerator, lambda: collect(config.folder))
         if run.accelerator.is_main_process:
             write_json(config.folder / "sweep.json", found)

@@ -1,4 +1,4 @@
-"""Masks made visible: colours, overlays, panels side by side. Needs no torch."""
+"""Masks made visible: colors, overlays, panels side by side. Needs no torch."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def decoded_pixels(image: Image.Image) -> int:
     return max(image.width * image.height, width * height)
 
 
-def made_up_palette(classes: int) -> list[tuple[int, int, int]]:
-    """Distinct colours: the bits of the class id spread over the three channels, highest first (as Pascal VOC's)."""
+def default_palette(classes: int) -> list[tuple[int, int, int]]:
+    """Distinct colors: the bits of the class id spread over the three channels, highest first (as Pascal VOC's)."""
     colors = []
     for i in range(1, classes + 1):
         r, g, b = (sum(((i >> (3 * k + c)) & 1) << (7 - k) for k in range(8)) for c in range(3))
@@ -45,32 +45,32 @@ def made_up_palette(classes: int) -> list[tuple[int, int, int]]:
 
 
 def color_table(palette: Palette) -> np.ndarray:
-    """The colours of all 256 ids: uint8 `[256, 3]`; those without a class are grey."""
+    """The colors of all 256 ids: uint8 `[256, 3]`; those without a class are gray."""
     table = np.full((256, 3), VOID_COLOR, dtype=np.uint8)
     table[: len(palette)] = palette
     return table
 
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
-    """Class ids uint8 `[H, W]` in colours uint8 `[H, W, 3]`; void is grey."""
+    """Class ids uint8 `[H, W]` in colors uint8 `[H, W, 3]`; void is gray."""
     return color_table(palette)[mask]
 
 
 def palette_image(mask: np.ndarray, palette: Palette) -> Image.Image:
-    """Class ids uint8 `[H, W]` as a picture whose pixels stay ids and that viewers show in colours."""
+    """Class ids uint8 `[H, W]` as a picture whose pixels stay ids and that viewers show in colors."""
     image = Image.fromarray(mask, "L")
     image.putpalette(color_table(palette).tobytes())
     return image
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:
-    """The mask's colours over the image.
+    """The mask's colors over the image.
 
     Args:
         image: uint8 `[H, W, 3]`.
         mask: uint8 `[H, W]`.
-        palette: a colour a class.
-        opacity: of the colours, 0 to 1.
+        palette: a color a class.
+        opacity: of the colors, 0 to 1.
     """
     return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, palette)), opacity))
 

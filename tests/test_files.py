@@ -91,7 +91,7 @@ def test_what_is_there_is_not_made_again(finished, monkeypatch):
     def refuse(*_):
         raise ExportError("model.fp16.onnx: no")
 
-    monkeypatch.setattr(artifacts, "halve_onnx", refuse)
+    monkeypatch.setattr(artifacts, "export_fp16", refuse)
     (folder / "student" / "model.fp16.onnx").unlink()
     again = distil(tiny_config(folder, **SETTINGS | {"export__int8_calibration_images": 2}))
     assert again.files.onnx == found.files.onnx

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill import storage
-from distill.batch import UNLABELLED
+from distill.batch import UNLABELED
 from distill.cli import run_here as main
 from distill.config.parse import parse
 from distill.errors import ConfigError
@@ -100,12 +100,12 @@ def test_a_run_of_every_family_of_terms(finished, tmp_path, family):
 def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):
     settings = {"data__format": "camvid", "data__root": camvid, "export__enabled": False}
     shutil.copytree(camvid / "train", camvid / "more")
-    config = tiny_config(tmp_path / "run", data__unlabelled="more", teacher__allow_near_chance="true", **settings)
+    config = tiny_config(tmp_path / "run", data__unlabeled="more", teacher__allow_near_chance="true", **settings)
     seen: dict[str, list[float]] = {}
     train_step = Trainer.train_step
 
     def watched(trainer, step, micro_batches):
-        seen.setdefault(trainer.stage.name, []).extend((m.mask == UNLABELLED).any().item() for m in micro_batches)
+        seen.setdefault(trainer.stage.name, []).extend((m.mask == UNLABELED).any().item() for m in micro_batches)
         return train_step(trainer, step, micro_batches)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -208,7 +208,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     folder.mkdir()
     (folder / "cat.jpg").write_text("cat")
     assert main(tiny_config(folder)) == 1
-    assert "holds something else than a run" in capsys.readouterr().err
+    assert "holds files that are not a run's" in capsys.readouterr().err
     assert [p.name for p in folder.iterdir()] == ["cat.jpg"]
 
 

@@ -118,7 +118,7 @@ def test_a_trial_may_have_data_of_its_own(tmp_path):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(
             photos / f"{i}.png"
         )
-    text = f"trials: {{all: {{}}, few: {{data.max_train_samples: 2}}, more: {{data.unlabelled: {photos}}}}}"
+    text = f"trials: {{all: {{}}, few: {{data.max_train_samples: 2}}, more: {{data.unlabeled: {photos}}}}}"
     file = write(tmp_path / "s.yaml", text)
     wanted = TINY | {"output_dir": tmp_path / "sweep", "teacher.checkpoint": tmp_path / "run"}
     config, trials, settings = command_line([str(file), *flags(wanted)])

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from distill import models
-from distill.batch import UNLABELLED, VOID, Batch, Outputs, Target
+from distill.batch import UNLABELED, VOID, Batch, Outputs, Target
 from distill.config.parse import parse
 from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
 from distill.data import open_splits
@@ -45,7 +45,7 @@ from distill.training.teacher import Teacher
 VARIANTS = {
     "kd, reverse_kl": ["--kd.divergence=reverse_kl"],
     "kd, jensen_shannon": ["--kd.divergence=jensen_shannon"],
-    "kd, standardised": ["--kd.standardize=true"],
+    "kd, standardized": ["--kd.standardize=true"],
     "kd, by entropy": ["--kd.confidence=entropy"],
     "kd, native stride": ["--kd.stride=native"],
 }
@@ -58,7 +58,7 @@ ARCHITECTURES = ("unet", "fpn", "deeplabv3plus", "segformer", "linknet", "pan", 
 def plain(student: Outputs, teacher: Outputs, mask: torch.Tensor, temperature: float) -> torch.Tensor:
     """Cross-entropy + T² · KL as it is usually written."""
     s, t = student.upsampled(), teacher.upsampled()
-    ce = F.cross_entropy(s, torch.where(mask < UNLABELLED, mask.long(), -100), ignore_index=-100)
+    ce = F.cross_entropy(s, torch.where(mask < UNLABELED, mask.long(), -100), ignore_index=-100)
     kl = F.kl_div(F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1), reduction="none").sum(1)
     valid = mask != VOID
     return ce + (kl * valid).sum() / valid.sum() * temperature**2
@@ -110,15 +110,15 @@ def compare(shape: tuple[int, int, int, int], stride: int, args: argparse.Namesp
     def usual(student: Outputs, teacher: Outputs) -> torch.Tensor:
         return plain(student, teacher, mask, args.temperature)
 
-    def by_strips(student: Outputs, teacher: Outputs, compiled: bool = False) -> torch.Tensor:
+    def chunked(student: Outputs, teacher: Outputs, compiled: bool = False) -> torch.Tensor:
         return fused(terms, (1.0, 1.0), student, teacher, target, compiled=compiled).total
 
-    contenders: dict[str, Callable[[Outputs, Outputs], torch.Tensor]] = {"plain": usual, "by strips": by_strips}
+    contenders: dict[str, Callable[[Outputs, Outputs], torch.Tensor]] = {"plain": usual, "by strips": chunked}
     if args.compile:
-        contenders["by strips, compiled"] = lambda s, t: by_strips(s, t, compiled=True)
+        contenders["by strips, compiled"] = lambda s, t: chunked(s, t, compiled=True)
         contenders["plain, compiled"] = torch.compile(usual)
     steps = {name: lambda loss=loss: gradient(loss, torch.float32) for name, loss in contenders.items()}
-    exact = gradient(by_strips, torch.float64)  # by strips, since plain float64 would take ten gigabytes
+    exact = gradient(chunked, torch.float64)  # by strips, since plain float64 would take ten gigabytes
 
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():

@@ -28,8 +28,8 @@ class DataConfig(Settings):
         root: folder of the data set; relative paths below start here.
         train_images: format `folders`: folder of the training images.
         train_masks: format `folders`: folder of the training masks (8-bit PNG, one class id a pixel).
-        unlabelled: folder of images without masks; the student learns from what the teacher says of them.
-        unlabelled_share: share of a step's images that come from there, between 0 and 1.
+        unlabeled: folder of images without masks; the student learns from what the teacher says of them.
+        unlabeled_share: share of a step's images that come from there, between 0 and 1.
         val_images: format `folders`: folder of the validation images.
         val_masks: format `folders`: folder of the validation masks.
         classes: class names in the order of their ids; `camvid` and `synthetic` bring their own.
@@ -57,8 +57,8 @@ class DataConfig(Settings):
     root: str = "."
     train_images: str = "train/images"
     train_masks: str = "train/masks"
-    unlabelled: str | None = None
-    unlabelled_share: float = 0.5
+    unlabeled: str | None = None
+    unlabeled_share: float = 0.5
     val_images: str = "val/images"
     val_masks: str = "val/masks"
     classes: list[str] | None = None
@@ -92,7 +92,7 @@ class DataConfig(Settings):
         self.above_zero("synthetic_train", "synthetic_val", "synthetic_size")
         self.not_negative("ignore_index", "num_workers")
         self.zero_to_one("max_void_share")
-        self.require(0 < self.unlabelled_share < 1, "unlabelled_share", "must be above 0 and below 1")
+        self.require(0 < self.unlabeled_share < 1, "unlabeled_share", "must be above 0 and below 1")
         for name in ("image_size", "crop_size", "synthetic_size"):
             size = getattr(self, name)
             self.require(size is None or len(size) == 2, name, "must be [height, width]")
@@ -108,7 +108,7 @@ class NetworkConfig(Settings):
         encoder_name: encoder: any of SMP's, or any of timm's as `tu-<name>`.
         encoder_weights: pretrained encoder weights: null (from scratch) or a name such as `imagenet` (downloaded).
         options: further arguments of the architecture, such as `{decoder_pyramid_channels: 64}`.
-        mean: mean of the RGB channels (images in 0 to 1) that the network's input is normalised with.
+        mean: mean of the RGB channels (images in 0 to 1) that the network's input is normalized with.
         std: standard deviation likewise.
         max_train_steps: optimizer steps.
         learning_rate: peak learning rate.
@@ -207,7 +207,7 @@ class ExportConfig(Settings):
         int8_max_lost: mIoU (0 to 1) that the 8-bit file may lose.
         int8_calibration_images: training images that its ranges are taken from.
         int8_finetune_steps: if rounding loses more than that, tune the student to it for so many steps, at a tenth of
-            its learning rate (quantisation-aware training with the teacher), and keep the better file; 0 only leaves
+            its learning rate (quantization-aware training with the teacher), and keep the better file; 0 only leaves
             layers in float.
         fp16: also write a file in half precision, for GPUs.
         benchmark: also measure how long teacher and student take for an image, on the CPU.
@@ -259,7 +259,7 @@ class Config(TermsConfig):
         resume_from_checkpoint: `latest`, or the folder of one checkpoint.
         allow_change: settings (dotted names) that may differ from those that the run was started with; what is being
             trained goes on with the new values, what is finished stays as it is. Other data and another teacher are
-            `data.train_files`, `data.val_files`, `data.unlabelled_files` and `teacher.files`.
+            `data.train_files`, `data.val_files`, `data.unlabeled_files` and `teacher.files`.
         logging_steps: write losses every so many steps.
         num_sample_images: validation images shown as strips in TensorBoard and the report.
         num_processes: stop unless that many processes really run; null does not care.
@@ -319,9 +319,10 @@ class Config(TermsConfig):
 
 # Settings of earlier versions that are gone, with the value that means what is done now.
 GONE = {"kd.reduction": "mean"}
+RENAMED = {"data.unlabelled": "data.unlabeled", "data.unlabelled_share": "data.unlabeled_share"}  # old name → new name
 
 # Settings that may differ between the start of a run and its continuation: they do not change the result.
-HARMLESS = (
+RUNTIME_SETTINGS = (
     "name",
     "output_dir",
     "data.root",

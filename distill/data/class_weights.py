@@ -9,18 +9,18 @@ from torch import Tensor
 def class_weights(pixels: Tensor, around: Tensor, scheme: str = "log") -> Tensor:
     """Class weights from how many pixels each class has in the training set.
 
-    - `median`: median(f) / f_c, with f_c the pixels of class c / the labelled pixels of the images that show c: a
+    - `median`: median(f) / f_c, with f_c the pixels of class c / the labeled pixels of the images that show c: a
       rare class is one that is small where it is, not one that is in few images. Eigen and Fergus, 2015,
       arXiv:1411.4734.
-    - `log`: 1 / log(1.02 + f_c), with f_c the pixels of class c / all labelled pixels. Paszke et al., ENet, 2016,
+    - `log`: 1 / log(1.02 + f_c), with f_c the pixels of class c / all labeled pixels. Paszke et al., ENet, 2016,
       arXiv:1606.02147.
 
-    They are scaled so that the mean weight of a labelled pixel is 1: cross-entropy keeps its size, and with it the
+    They are scaled so that the mean weight of a labeled pixel is 1: cross-entropy keeps its size, and with it the
     learning rate and the weights of the other terms keep their meaning.
 
     Args:
-        pixels: labelled pixels of each class `[C]`.
-        around: labelled pixels, of any class, of the images that show each class `[C]`.
+        pixels: labeled pixels of each class `[C]`.
+        around: labeled pixels, of any class, of the images that show each class `[C]`.
         scheme: one of the above.
 
     Returns:
@@ -31,7 +31,7 @@ def class_weights(pixels: Tensor, around: Tensor, scheme: str = "log") -> Tensor
     """
     total = pixels.sum()
     if total == 0:
-        raise ValueError("class weights from pixel counts that are all 0: is the training set labelled?")
+        raise ValueError("class weights from pixel counts that are all 0: is the training set labeled?")
     present = pixels > 0
     frequency = pixels.double() / total
     if scheme == "log":

@@ -18,7 +18,7 @@ def contents(splits: Splits) -> dict[str, str]:
     Raises:
         ConfigError: a file cannot be read.
     """
-    named = {"train": splits.train, "unlabelled": splits.unlabelled, "val": splits.val}
+    named = {"train": splits.train, "unlabeled": splits.unlabeled, "val": splits.val}
     return {
         f"data.{name}_files": _fingerprint(dataset) for name, dataset in named.items() if dataset and any(dataset.files)
     }

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distill.batch import MAX_CLASSES, UNLABELLED, VOID
+from distill.batch import MAX_CLASSES, UNLABELED, VOID
 from distill.config.schema import OWN, DataConfig
 from distill.data.synthetic import scene, shapes
 from distill.data.transforms import resize_labels
 from distill.errors import ConfigError, harmless, printable
-from distill.visualize import decoded_pixels, made_up_palette, own_pixel_limit
+from distill.visualize import decoded_pixels, default_palette, own_pixel_limit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -79,15 +79,15 @@ class Splits:
         train: images to learn from, with their labels.
         val: images to score on.
         classes: names, in the order of the ids.
-        palette: a colour `(r, g, b)` a class.
-        unlabelled: images without labels, for the distillation terms alone, or None.
+        palette: a color `(r, g, b)` a class.
+        unlabeled: images without labels, for the distillation terms alone, or None.
     """
 
     train: Dataset
     val: Dataset
     classes: list[str]
     palette: list[tuple[int, int, int]]
-    unlabelled: Dataset | None = None
+    unlabeled: Dataset | None = None
 
 
 def open_splits(config: DataConfig) -> Splits:
@@ -112,7 +112,7 @@ def open_splits(config: DataConfig) -> Splits:
                 raise ConfigError("data.classes: format 'folders' needs the class names, in the order of their ids")
             classes, palette, void = (
                 config.classes,
-                config.palette or made_up_palette(len(config.classes)),
+                config.palette or default_palette(len(config.classes)),
                 config.ignore_index,
             )
             folders = [(config.train_images, config.train_masks), (config.val_images, config.val_masks)]
@@ -121,8 +121,8 @@ def open_splits(config: DataConfig) -> Splits:
             raise ConfigError(f"data.root: {root} is not a folder")
         train, val = (_files(config, root / images, root / masks, len(classes), void) for images, masks in folders)
     train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
-    unlabelled = _unlabelled(config, Path(config.root) / config.unlabelled) if config.unlabelled else None
-    return Splits(train, val, *check_classes(classes, palette), unlabelled)
+    unlabeled = _unlabeled(config, Path(config.root) / config.unlabeled) if config.unlabeled else None
+    return Splits(train, val, *check_classes(classes, palette), unlabeled)
 
 
 def check_classes(
@@ -133,7 +133,7 @@ def check_classes(
     Raises:
         ConfigError: they cannot.
     """
-    palette = palette or made_up_palette(len(classes))
+    palette = palette or default_palette(len(classes))
     if bad := [name for name in classes if not harmless(name)]:
         raise ConfigError(f"data.classes: {bad[0]!r} has a control character or is not UTF-8; rename it")
     if len(classes) < 2:
@@ -143,7 +143,7 @@ def check_classes(
     if len(classes) > MAX_CLASSES:
         raise ConfigError(f"data.classes: {len(classes)} classes; masks of 8 bits hold at most {MAX_CLASSES}")
     if len(palette) != len(classes) or any(len(color) != 3 for color in palette):
-        raise ConfigError(f"data.palette: needs {len(classes)} colours [r, g, b], one a class; has {len(palette)}")
+        raise ConfigError(f"data.palette: needs {len(classes)} colors [r, g, b], one a class; has {len(palette)}")
     return list(classes), [(int(r), int(g), int(b)) for r, g, b in palette]
 
 
@@ -169,7 +169,7 @@ def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: in
         image_path, mask_path = pairs[index]
         with _open_image(image_path, config) as image, _open(mask_path, config.max_pixels, MASK_FORMATS) as mask:
             if mask.mode not in MASK_MODES:
-                fix = "expected one class id a pixel (8-bit grey or palette PNG)"
+                fix = "expected one class id a pixel (8-bit gray or palette PNG)"
                 raise ConfigError(f"{mask_path}: is a mask of mode {mask.mode}; {fix}")
             if image.size != mask.size:
                 sizes = f"is {_size(mask)}, but its image {image_path} is {_size(image)}"
@@ -198,7 +198,7 @@ def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: in
     return Dataset(names, _cached(read) if config.cache else read, list(pairs), inspect)
 
 
-def _unlabelled(config: DataConfig, folder: Path) -> Dataset:
+def _unlabeled(config: DataConfig, folder: Path) -> Dataset:
     """Images alone; the mask of each says that no pixel has a label."""
     paths = list(_by_stem(folder, IMAGE_SUFFIXES).values())
 
@@ -207,7 +207,7 @@ def _unlabelled(config: DataConfig, folder: Path) -> Dataset:
         image = _decode(paths[index], config.max_pixels).convert("RGB")
         if config.image_size:
             image = image.resize((config.image_size[1], config.image_size[0]), Image.Resampling.BILINEAR)
-        return np.asarray(image), np.full((image.height, image.width), UNLABELLED, dtype=np.uint8)
+        return np.asarray(image), np.full((image.height, image.width), UNLABELED, dtype=np.uint8)
 
     def inspect(index: int) -> None:
         _open_image(paths[index], config).close()

@@ -32,8 +32,8 @@ def own_splits(train: Any, val: Any, config: DataConfig, void: int | None = None
     """
     classes, palette = check_classes(config.classes or [], config.palette)
     void = config.ignore_index if void is None else void
-    learnt, scored = (as_dataset(data, name, len(classes), void) for name, data in (("train", train), ("val", val)))
-    return Splits(first(learnt, config.max_train_samples), first(scored, config.max_eval_samples), classes, palette)
+    learned, scored = (as_dataset(data, name, len(classes), void) for name, data in (("train", train), ("val", val)))
+    return Splits(first(learned, config.max_train_samples), first(scored, config.max_eval_samples), classes, palette)
 
 
 def as_dataset(pairs: Any, name: str, classes: int, void: int) -> Dataset:
@@ -77,7 +77,7 @@ def as_image(image: Any) -> np.ndarray:
     """An image as uint8 RGB `[H, W, 3]`.
 
     Args:
-        image: PIL's; an array `[H, W, 3]`, `[3, H, W]` or grey `[H, W]`; or a tensor likewise. uint8, or floats from 0
+        image: PIL's; an array `[H, W, 3]`, `[3, H, W]` or gray `[H, W]`; or a tensor likewise. uint8, or floats from 0
             to 1. Not normalized: that is done for each network by its own mean and std.
 
     Raises:

@@ -152,6 +152,6 @@ def _nearest(old: int, new: int) -> np.ndarray:
 def save_preprocessing(folder: Path, mean: Sequence[float], std: Sequence[float], stride: int) -> None:
     """Writes what the network expects of its input, as `albumentations.Compose.from_pretrained` reads it."""
     pad = {"pad_height_divisor": stride, "pad_width_divisor": stride, "fill": 0, "fill_mask": VOID}
-    # Normalised first, so that padding is the mean colour, as in Network.forward.
+    # Normalized first, so that padding is the mean color, as in Network.forward.
     steps = [A.Normalize(tuple(mean), tuple(std)), A.PadIfNeeded(None, None, position="top_left", **pad)]
     A.Compose(steps).save_pretrained(str(folder))

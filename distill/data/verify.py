@@ -154,7 +154,7 @@ def check_once(
     known = _read(record)
     good_enough = known.get("check") in ("full", config.check) or config.check == "off"
     if found and known.get("sha256") == found and good_enough:
-        say(f"checked already: {len(files)} files, none has changed")
+        say(f"already checked: {len(files)} files, none has changed")
         if known.get("labels") and config.check != "off":
             check_labels(known["labels"], splits.classes, config)
         return known
@@ -184,7 +184,7 @@ def fingerprint(splits: Splits, config: DataConfig) -> str | None:
 
 
 def _named(splits: Splits) -> Sequence[tuple[str, Dataset]]:
-    pairs = (("train", splits.train), ("unlabelled", splits.unlabelled), ("val", splits.val))
+    pairs = (("train", splits.train), ("unlabeled", splits.unlabeled), ("val", splits.val))
     return [(name, dataset) for name, dataset in pairs if dataset]
 
 

@@ -23,7 +23,7 @@ class MaskProof(Record):
     """What the masks of a file cost against those of the float file that it was made from.
 
     Attributes:
-        mean_iou: of the file on all labelled images.
+        mean_iou: of the file on all labeled images.
         float_mean_iou: of the float file.
         mean_iou_lost: the latter less the former.
         argmax_agreement: share of pixels with the same class.
@@ -49,7 +49,7 @@ def compare(reference: Segmenter, candidate: Segmenter, dataset: Dataset) -> Com
 
 
 def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> MaskProof:
-    """A finished file beside the float one, on labelled images and on a batch of another size.
+    """A finished file beside the float one, on labeled images and on a batch of another size.
 
     Raises:
         ExportError: outputs that are not finite, or of another size than the image.

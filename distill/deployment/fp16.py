@@ -46,13 +46,13 @@ class Fp16File(MaskProof):
     made_from: dict[str, Any] = field(default_factory=dict)
 
 
-def halve_onnx(path: Path, fp16_path: Path, dataset: Dataset) -> Fp16File:
+def export_fp16(path: Path, fp16_path: Path, dataset: Dataset) -> Fp16File:
     """Writes a file with the same inputs, outputs and metadata, whose weights and maps are float16.
 
     Args:
         path: a file that `export_onnx` wrote.
         fp16_path: where the result goes, once it is proven.
-        dataset: labelled images to prove it by.
+        dataset: labeled images to prove it by.
 
     Returns:
         The file with its proof.

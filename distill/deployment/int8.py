@@ -1,6 +1,6 @@
 """The student in 8 bits: calibrated on training images, chosen and admitted by its score on validation images.
 
-onnxruntime's static quantisation with QuantizeLinear/DequantizeLinear pairs, a scale a channel for weights, signed
+onnxruntime's static quantization with QuantizeLinear/DequantizeLinear pairs, a scale a channel for weights, signed
 weights with unsigned activations (the one pair that x86 multiplies at full speed). Only what gains by it computes in
 8 bits: convolutions and products with many terms a sum, and what lies between them. The rest would spend more on
 rounding its inputs and outputs than it saves; its weights are stored in 8 bits all the same.
@@ -30,7 +30,14 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from distill.data import Dataset
 from distill.deployment.compare import MaskProof, compare, compare_masks
-from distill.deployment.qdq import BETWEEN, WEIGHTED, quantizable, shorten_names, spare_floats, store_in_8_bits
+from distill.deployment.qdq import (
+    BETWEEN,
+    WEIGHTED,
+    rewrite_nearest_resize,
+    select_int8_layers,
+    shorten_names,
+    store_in_8_bits,
+)
 from distill.deployment.runtime import OnnxModel
 from distill.errors import ExportError
 from distill.storage import OPTIONAL, sha256
@@ -90,13 +97,13 @@ def quantize_onnx(
     """Writes a file with the same inputs, outputs and metadata as the one it is made from, and proves it.
 
     The calibration method is the one with the best mIoU on the validation images. If that loses more than allowed,
-    the layers that change the output most, each quantised alone, stay in float: 1, 2, 4, … of them, until it holds.
+    the layers that change the output most, each quantized alone, stay in float: 1, 2, 4, … of them, until it holds.
 
     Args:
         path: a file that `export_onnx` wrote.
         int8_path: where the result goes; it replaces what is there only once it is proven.
         train: images to calibrate on.
-        val: labelled images to choose and prove by.
+        val: labeled images to choose and prove by.
         methods: calibration methods to choose from: `minmax`, `entropy`, `percentile`; all of them if not given.
         calibration_images: how many of the training images, evenly spread.
         max_lost: mIoU (0 to 1) that may be lost.
@@ -120,7 +127,7 @@ def quantize_onnx(
         model = load_model_with_shape_infer(prepared)
         for place, node in enumerate(model.graph.node):  # those that the preparation made have no names
             node.name = node.name or f"{node.op_type}_{place}"
-        layers = quantizable(model.graph)
+        layers = select_int8_layers(model.graph)
 
         def build(ranges: TensorsData, kept_float: Sequence[str] = ()) -> None:
             _write(model, temporary, ranges, {name: layers[name] for name in layers if name not in kept_float})
@@ -195,7 +202,7 @@ def calibrate(
 
 
 def _write(model: onnx.ModelProto, path: Path, ranges: TensorsData, layers: Mapping[str, list[str]]) -> None:
-    """The file with some of its layers in 8 bits, as `quantizable` says."""
+    """The file with some of its layers in 8 bits, as `select_int8_layers` says."""
     nodes = [name for layer in layers.values() for name in layer]
     quantizer = QDQQuantizer(
         copy.deepcopy(model),
@@ -213,12 +220,12 @@ def _write(model: onnx.ModelProto, path: Path, ranges: TensorsData, layers: Mapp
     quantizer.model.topological_sort()
     made = quantizer.model.model
     store_in_8_bits(made, [name for name, nodes in layers.items() if not nodes])
-    spare_floats(made.graph)
+    rewrite_nearest_resize(made.graph)
     onnx_ir.save(RemoveUnusedNodesPass()(onnx_ir.from_proto(made)).model, str(path))
 
 
 def _add_metadata(path: Path, entries: dict[str, str]) -> None:
-    """Replaces what the quantiser noted by what the file is to say, and drops shapes that it inferred."""
+    """Replaces what the quantizer noted by what the file is to say, and drops shapes that it inferred."""
     model = onnx.load(path)
     del model.metadata_props[:]
     del model.graph.value_info[:]

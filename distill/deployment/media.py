@@ -139,7 +139,7 @@ def items(files: Mapping[str, Path], max_pixels: int = MAX_PIXELS) -> Iterator[I
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An image as uint8 RGB `[H, W, 3]`; 16-bit grey is scaled from 0…65535, as 16-bit color is.
+    """An image as uint8 RGB `[H, W, 3]`; 16-bit gray is scaled from 0…65535, as 16-bit color is.
 
     Raises:
         ConfigError: not an image, damaged, of more than 16 bits, or too large.
@@ -157,8 +157,8 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 raise ConfigError(f"{path}: is {image.width}×{image.height}{tiles}, {more}")
             upright = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-                grey = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
-                upright = Image.fromarray(grey.astype(np.uint8))
+                gray = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
+                upright = Image.fromarray(gray.astype(np.uint8))
             if upright.mode[0] in "IF":
                 raise ConfigError(f"{path}: has more than 16 bits a channel ({image.mode}); convert it to 8")
             return np.asarray(upright.convert("RGB"))

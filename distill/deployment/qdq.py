@@ -15,7 +15,7 @@ ACTIVATIONS = ("Relu", "Clip")  # these become part of the layer before them
 MIN_TERMS = 96  # products that a layer sums up for one number of its output
 
 
-def quantizable(graph: onnx.GraphProto) -> dict[str, list[str]]:
+def select_int8_layers(graph: onnx.GraphProto) -> dict[str, list[str]]:
     """What is to be done in 8 bits.
 
     A layer computes in 8 bits if it sums up at least `MIN_TERMS` products a number, or if only such layers take what it
@@ -99,7 +99,7 @@ def store_in_8_bits(model: onnx.ModelProto, layers: Collection[str]) -> None:
     model.graph.node.extend(nodes)
 
 
-def spare_floats(graph: onnx.GraphProto) -> None:
+def rewrite_nearest_resize(graph: onnx.GraphProto) -> None:
     """Does on the 8-bit numbers themselves what needs no others: reading shapes, and upsampling by copies.
 
     8-bit convolutions work in NHWC, in which onnxruntime's Resize goes number by number, so pixels with all their

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from distill.deployment import sandbox
 from distill.errors import ConfigError
-from distill.visualize import made_up_palette
+from distill.visualize import default_palette
 
 OWN_DOMAINS = ("", "ai.onnx")  # of operators that onnxruntime brings itself
 MAX_CLASSES = 254
@@ -36,7 +36,7 @@ class Segmenter(Protocol):
 
     Attributes:
         classes: their names, by id.
-        palette: a colour a class.
+        palette: a color a class.
     """
 
     classes: list[str]
@@ -235,16 +235,16 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def _metadata(path: Path, entries: dict[str, str]) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Class names and colours that the file holds; the names must be there, colours are made up if they are not."""
+    """Class names and colors that the file holds; the names must be there, colors are made up if they are not."""
     try:
         classes = [str(name) for name in json.loads(entries["classes"])]
-        colors = json.loads(entries["palette"]) if "palette" in entries else made_up_palette(len(classes))
+        colors = json.loads(entries["palette"]) if "palette" in entries else default_palette(len(classes))
         palette = [(int(r), int(g), int(b)) for r, g, b in colors]
         known = 1 <= len(classes) <= MAX_CLASSES and len(palette) == len(classes)
         if not known or not all(0 <= value <= 255 for color in palette for value in color):
-            raise ValueError(f"{len(classes)} classes, {len(palette)} colours")
+            raise ValueError(f"{len(classes)} classes, {len(palette)} colors")
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: its metadata lists no classes with their colours ({_line(error)})") from None
+        raise ConfigError(f"{path}: its metadata lists no classes with their colors ({_line(error)})") from None
     return classes, palette
 
 

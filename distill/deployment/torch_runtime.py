@@ -12,11 +12,11 @@ from distill import models
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
 from distill.models import Network
-from distill.visualize import made_up_palette
+from distill.visualize import default_palette
 
 
 class TorchSegmenter:
-    """A network on the GPU, if there is one; see `runtime.Segmenter`. Colours are made up.
+    """A network on the GPU, if there is one; see `runtime.Segmenter`. Colors are made up.
 
     Args:
         network: the network.
@@ -27,7 +27,7 @@ class TorchSegmenter:
     def __init__(self, network: Network, name: str, named: bool = True):
         self.network, self.name, self.named = network.eval(), name, named
         self.classes = network.classes
-        self.palette = made_up_palette(len(self.classes))
+        self.palette = default_palette(len(self.classes))
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         self.lock = Lock()  # torch spreads one image over the cores; several at once would only share them
 
@@ -54,7 +54,7 @@ class TorchSegmenter:
 class SmpFolder(TorchSegmenter):
     """The network in a folder written by SMP's `save_pretrained`.
 
-    Normalisation is that of the folder's `albumentations_config_eval.json`, ImageNet's if it has none.
+    Normalization is that of the folder's `albumentations_config_eval.json`, ImageNet's if it has none.
 
     Args:
         folder: holds `config.json` and `model.safetensors`, and `id2label.json` if the classes have names.

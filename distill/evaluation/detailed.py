@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from distill.batch import UNLABELLED, VOID
+from distill.batch import UNLABELED, VOID
 from distill.config.parse import parse as parse_settings
 from distill.config.schema import DataConfig
 from distill.data import Dataset, Splits, open_splits
@@ -149,7 +149,7 @@ def worst_strip(
 ) -> np.ndarray:
     """Input | ground truth | teacher, if any | student | where it is wrong, as one picture uint8 `[H', W', 3]`."""
     wrong = (np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 60).astype(np.uint8)
-    wrong[(guess != mask) & (mask < UNLABELLED)] = WRONG
+    wrong[(guess != mask) & (mask < UNLABELED)] = WRONG
     panels = {"input": image, "ground truth": colorize(mask, palette)}
     if theirs is not None:
         panels["teacher"] = colorize(theirs, palette)

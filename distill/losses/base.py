@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.batch import UNLABELED, VOID, Outputs, Target
 from distill.losses.geometry import Cells, at_least_float32
 from distill.losses.settings import LayersConfig, TermConfig
 
@@ -88,7 +88,7 @@ class PixelTerm(Term):
         Args:
             student: logits `[N, C, ...]`, float32 or float64.
             teacher: the same of the teacher.
-            mask: uint8 `[N, ...]`: class ids, `VOID` or `UNLABELLED`.
+            mask: uint8 `[N, ...]`: class ids, `VOID` or `UNLABELED`.
 
         Returns:
             `[N, ...]`.
@@ -96,16 +96,16 @@ class PixelTerm(Term):
 
     def total(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
         """The sum of `per_pixel` over the pixels that count."""
-        counts = mask < UNLABELLED if self.needs_labels else mask != VOID
+        counts = mask < UNLABELED if self.needs_labels else mask != VOID
         values = self.per_pixel(student, teacher, mask)
         return torch.where(counts, values, 0).sum()
 
     def mean(self, total: Tensor, target: Target) -> Tensor:
         """The mean over the step's pixels that count, of a sum over those of this micro-batch."""
-        return target.mean_over_pixels(total, labelled=self.needs_labels)
+        return target.mean_over_pixels(total, labeled=self.needs_labels)
 
     @property
-    def by_strips(self) -> bool:
+    def chunked(self) -> bool:
         """Whether `per_pixel` at the images' size is all there is to it, so that it may be computed by strips."""
         return True
 

@@ -1,6 +1,6 @@
 """What is done with a few rows of upsampled logits: the values of pixel terms there, and their gradients.
 
-`by_autograd` asks the terms; it is right for all of them. `by_hand` is cross-entropy with forward KL, the pair that
+`by_autograd` asks the terms; it is right for all of them. `closed_form` is cross-entropy with forward KL, the pair that
 nearly every distillation is made of, in a third of the passes over the data: its gradient is written out, and the two
 share their exponentials.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.batch import UNLABELLED, VOID
+from distill.batch import UNLABELED, VOID
 from distill.losses.base import PixelTerm
 from distill.losses.pixel import KD
 from distill.losses.supervised import CrossEntropy
@@ -44,8 +44,8 @@ def by_autograd(
     return sums.detach(), gradient
 
 
-def is_by_hand(terms: Sequence[PixelTerm]) -> bool:
-    """Whether these are the terms that `by_hand` computes."""
+def is_closed_form(terms: Sequence[PixelTerm]) -> bool:
+    """Whether these are the terms that `closed_form` computes."""
     if [type(term) for term in terms] != [CrossEntropy, KD]:
         return False
     ce, kd = terms
@@ -54,7 +54,7 @@ def is_by_hand(terms: Sequence[PixelTerm]) -> bool:
     return plain and ce.config.label_smoothing == 0
 
 
-def by_hand(
+def closed_form(
     class_weights: Tensor | None,
     temperature: Tensor | None,
     scales: Tensor,
@@ -79,8 +79,8 @@ def by_hand(
         The unscaled sums `[2]`, and the gradient `[rows, C, W]`.
     """
     mask = mask.unsqueeze(1)
-    labels = mask.long().masked_fill(mask >= UNLABELLED, 0)
-    weight = (mask < UNLABELLED).to(student.dtype)
+    labels = mask.long().masked_fill(mask >= UNLABELED, 0)
+    weight = (mask < UNLABELED).to(student.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(student.dtype)[labels]
     valid = (mask != VOID).to(student.dtype)

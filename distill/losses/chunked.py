@@ -22,8 +22,8 @@ from torch import Tensor
 
 from distill.batch import Outputs, Target
 from distill.losses.base import PixelTerm
-from distill.losses.chunk_ops import by_autograd, by_hand, is_by_hand
-from distill.losses.geometry import at_least_float32, cell_position, interpolation, pixel_centres
+from distill.losses.chunk_ops import by_autograd, closed_form, is_closed_form
+from distill.losses.geometry import at_least_float32, cell_position, interpolation, pixel_centers
 from distill.losses.pixel import KD
 from distill.losses.supervised import CrossEntropy
 
@@ -68,7 +68,7 @@ class Upsampling:
         (self.height, width), device = outputs.logits.shape[-2:], outputs.logits.device
         self.plain = (self.height, width) == tuple(outputs.padded_size)
         rows, columns = (
-            cell_position(pixel_centres(size, torch.device("cpu")), cells, length, outputs.align_corners)
+            cell_position(pixel_centers(size, torch.device("cpu")), cells, length, outputs.align_corners)
             for size, cells, length in zip(outputs.size, outputs.logits.shape[-2:], outputs.padded_size, strict=True)
         )
         self.first = rows.floor().long().tolist()
@@ -123,12 +123,12 @@ def fused(
     """The weighted sum of pixel terms with its gradient, in the memory of a few rows.
 
     Args:
-        terms: those for which `by_strips` holds.
+        terms: those for which `chunked` holds.
         weights: one a term.
         student: the student's outputs.
         teacher: the teacher's; needed if a term needs it.
         target: labels and counts.
-        norms: also the norm of each term's gradient, each from a pass of its own: what is learnt from stays the same
+        norms: also the norm of each term's gradient, each from a pass of its own: what is learned from stays the same
             to the bit.
         compiled: let torch.compile fuse each strip's work; the first call takes a while.
         strip_logits: how many logits (rows × classes × width) are worked on at a time.
@@ -139,7 +139,7 @@ def fused(
     Raises:
         ValueError: a term needs a teacher and there is none, or cannot be computed by strips.
     """
-    if not all(term.by_strips for term in terms):
+    if not all(term.chunked for term in terms):
         raise ValueError("KD with stride='native' does not work at the images' size: call it by itself")
     if teacher is None and any(term.needs_teacher for term in terms):
         raise ValueError("a term compares with a teacher: pass its outputs")
@@ -157,7 +157,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, plan: tuple[Any, ...], norms: bool) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(logits.device.type, enabled=False), _full_precision():
-            total, values, ctx.gradient = _by_strips(*plan)
+            total, values, ctx.gradient = _chunked(*plan)
             sizes = _norms(plan) if norms else torch.zeros_like(values)
         ctx.mark_non_differentiable(values, sizes)
         return total, values, sizes
@@ -176,11 +176,11 @@ def _norms(plan: tuple[Any, ...]) -> Tensor:
     """The norm of each unweighted term's gradient `[terms]`, never compiled: a term alone is another function."""
     terms, _, student, teacher, target, _, strip_logits = plan
     student = replace(student, logits=at_least_float32(student.logits))  # of the size 1 / pixels: 0 in half precision
-    gradients = (_by_strips([term], [1.0], student, teacher, target, False, strip_logits)[2] for term in terms)
+    gradients = (_chunked([term], [1.0], student, teacher, target, False, strip_logits)[2] for term in terms)
     return torch.stack([gradient.norm() for gradient in gradients])
 
 
-def _by_strips(
+def _chunked(
     terms: Sequence[PixelTerm],
     weights: Sequence[float],
     student: Outputs,
@@ -193,8 +193,8 @@ def _by_strips(
     logits = at_least_float32(student.logits[:0])
     classes, (height, width) = logits.shape[1], student.size
     # What a sum is multiplied by is the mean of 1, in the precision of the logits, which the counts do not have.
-    labelled, valid = target.labelled_count.to(logits), target.valid_count.to(logits)
-    counts = replace(target, labelled_count=labelled, valid_count=valid)
+    labeled, valid = target.labeled_count.to(logits), target.valid_count.to(logits)
+    counts = replace(target, labeled_count=labeled, valid_count=valid)
     factors = torch.stack([term.mean(logits.new_ones(()), counts) for term in terms])
     weight = factors.new_tensor(weights)
     work = _worker(terms, factors * weight, compiled)
@@ -222,11 +222,11 @@ def _by_strips(
 
 def _worker(terms: Sequence[PixelTerm], scales: Tensor, compiled: bool) -> Worker:
     """What computes a strip: from two networks' logits and a mask, the sums and the gradient."""
-    if is_by_hand(terms):
+    if is_closed_form(terms):
         ce, kd = terms
         assert isinstance(ce, CrossEntropy) and isinstance(kd, KD)
         temperature = None if kd.config.temperature == 1 else scales.new_tensor(kd.config.temperature)
-        return partial(_compiled(by_hand) if compiled else by_hand, ce.class_weights, temperature, scales)
+        return partial(_compiled(closed_form) if compiled else closed_form, ce.class_weights, temperature, scales)
     return partial(_compiled(by_autograd) if compiled else by_autograd, terms, scales)
 
 

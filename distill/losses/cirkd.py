@@ -63,7 +63,7 @@ class CIRKD(MapTerm):
     Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, 2022, arXiv:2204.06986. It
     relates the images of a micro-batch, and the memory holds what came before: a step split differently gives a
     different value. The mini-batch part is averaged over the step's micro-batches, and pairs images of one process.
-    The memory is one for all processes, which exchange what they add to it. Only labelled pixels enter it; images
+    The memory is one for all processes, which exchange what they add to it. Only labeled pixels enter it; images
     without labels learn from it.
 
     Where the authors' program is another: their projection has BatchNorm; they compare with a random part of the

@@ -26,7 +26,7 @@ class Hint(MapTerm):
 
     Mean over channels and pixels. Romero et al., FitNets: Hints for Thin Deep Nets, 2015, arXiv:1412.6550; their
     regressor is a convolution as wide as the difference of the maps' sizes asks for, which are resized here, they train
-    towards the hint first and towards the labels after, and they take half the sum of the squares.
+    toward the hint first and toward the labels after, and they take half the sum of the squares.
     """
 
     Config = HintConfig

@@ -22,13 +22,13 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def unless_constant(centred: Tensor, x: Tensor, dim: int) -> Tensor:
-    """`centred` (x less its mean); 0, and without gradient, where x is constant along an axis but for rounding."""
-    variance, size = (y.detach().square().sum(dim, keepdim=True) for y in (centred, x))
-    return centred.masked_fill(variance <= size * (ROUNDINGS * torch.finfo(x.dtype).eps) ** 2, 0)
+def unless_constant(centered: Tensor, x: Tensor, dim: int) -> Tensor:
+    """`centered` (x less its mean); 0, and without gradient, where x is constant along an axis but for rounding."""
+    variance, size = (y.detach().square().sum(dim, keepdim=True) for y in (centered, x))
+    return centered.masked_fill(variance <= size * (ROUNDINGS * torch.finfo(x.dtype).eps) ** 2, 0)
 
 
-def pixel_centres(size: int, device: torch.device) -> Tensor:
+def pixel_centers(size: int, device: torch.device) -> Tensor:
     """Coordinates of `size` pixels in a row, float64 `[size]`."""
     return torch.arange(size, dtype=torch.float64, device=device)
 
@@ -37,10 +37,10 @@ def cell_position(pixels: Tensor, cells: int, length: int, align_corners: bool) 
     """Where pixels lie among the cells of a map, as PyTorch's bilinear interpolation has it.
 
     Args:
-        pixels: pixel coordinates `[n]`, float64; 0 is the centre of the first pixel.
+        pixels: pixel coordinates `[n]`, float64; 0 is the center of the first pixel.
         cells: how many cells the map has along this axis.
         length: how many pixels they cover.
-        align_corners: the centres of the first and last cell lie on the first and last pixel; otherwise cells are
+        align_corners: the centers of the first and last cell lie on the first and last pixel; otherwise cells are
             equal blocks of pixels.
 
     Returns:
@@ -86,7 +86,7 @@ class Cells:
             return x
         for axis, equation in enumerate(("nchw,yh->ncyw", "nchw,xw->nchx")):
             cells, length = self.grid[axis], self.padded_size[axis]
-            pixels = pixel_centres(cells, x.device)
+            pixels = pixel_centers(cells, x.device)
             if self.align_corners:
                 pixels = pixels * ((length - 1) / max(cells - 1, 1))
             else:
@@ -107,7 +107,7 @@ class Cells:
             `[N, classes, *grid]`; summed over the cells it is the number of pixels of that class.
         """
         rows, columns = (
-            cell_position(pixel_centres(size, labels.device), cells, length, self.align_corners).round()
+            cell_position(pixel_centers(size, labels.device), cells, length, self.align_corners).round()
             for size, cells, length in zip(labels.shape[1:], self.grid, self.padded_size, strict=True)
         )
         cell = (rows[:, None] * self.grid[1] + columns).long()

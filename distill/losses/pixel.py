@@ -6,8 +6,8 @@ mass where the teacher has none: the student picks a mode and is sure of it. A s
 the places 0 to 20, fitted to a teacher with bumps at 5 and 15 of width 1.5, shows it (over many more places the width
 under forward KL is 5.2):
 
-    forward KL    centre 10.0   width 7.1
-    reverse KL    centre  5.0   width 1.5
+    forward KL    center 10.0   width 7.1
+    reverse KL    center  5.0   width 1.5
 
 Jeffreys' divergence is the sum of both; Jensen-Shannon's goes from one to the other with `beta` and stays bounded.
 """
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.batch import UNLABELLED, Outputs, Target
+from distill.batch import UNLABELED, Outputs, Target
 from distill.losses.base import PixelTerm
 from distill.losses.geometry import Cells, at_least_float32, unless_constant
 from distill.losses.settings import Confidence, Divergence, DKDConfig, KDConfig
@@ -46,8 +46,8 @@ def standardized(logits: Tensor) -> Tensor:
     authors' program divides by C - 1, so its logits are smaller by √((C - 1) / C): the same as another temperature. A
     pixel whose logits are all equal becomes 0, and takes no gradient.
     """
-    centred = unless_constant(logits - logits.mean(1, keepdim=True), logits, 1)
-    return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-8)
+    centered = unless_constant(logits - logits.mean(1, keepdim=True), logits, 1)
+    return centered * torch.rsqrt(centered.square().mean(1, keepdim=True) + 1e-8)
 
 
 def divergence(student: Tensor, teacher: Tensor, kind: Divergence, beta: float = 0.5) -> Tensor:
@@ -131,7 +131,7 @@ class KD(PixelTerm):
         return values * config.temperature**2
 
     @property
-    def by_strips(self) -> bool:
+    def chunked(self) -> bool:
         """At the images' size only."""
         return self.config.stride == "full"
 
@@ -147,7 +147,7 @@ class KD(PixelTerm):
 
 
 class DKD(PixelTerm):
-    """Decoupled distillation, T² (α · TCKD + β · NCKD), mean over the labelled pixels.
+    """Decoupled distillation, T² (α · TCKD + β · NCKD), mean over the labeled pixels.
 
     TCKD is the KL divergence between (p_y, 1 - p_y) of teacher and student, y the label; NCKD that between their
     distributions over the other classes. Plain forward KL is TCKD + (1 - p_y of the teacher) · NCKD, so it hardly
@@ -165,7 +165,7 @@ class DKD(PixelTerm):
         assert teacher is not None
         if student.shape[1] == 1:
             return student[:, 0] * 0
-        labels = mask.long().masked_fill(mask >= UNLABELLED, 0).unsqueeze(1)
+        labels = mask.long().masked_fill(mask >= UNLABELED, 0).unsqueeze(1)
         (target_s, other_s, others_s), (target_t, other_t, others_t) = (
             _decouple(soften(logits, self.config.temperature), labels) for logits in (student, teacher)
         )

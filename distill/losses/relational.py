@@ -64,7 +64,7 @@ class SKD(MapTerm):
 
 
 class IFVD(MapTerm):
-    """Intra-class feature variation: (cos of student - cos of teacher)², mean over the labelled pixels.
+    """Intra-class feature variation: (cos of student - cos of teacher)², mean over the labeled pixels.
 
     cos is that between a pixel's feature and its class's prototype, the mean feature of the class in that image. Wang
     et al., Intra-class Feature Variation Distillation for Semantic Segmentation, ECCV 2020. Each pixel of a cell
@@ -80,7 +80,7 @@ class IFVD(MapTerm):
         counts = cells.count(target.mask, self.classes, student.dtype).flatten(2)
         difference = self.similarity(student, counts) - self.similarity(teacher, counts)
         total = torch.where(counts > 0, counts * difference.square(), 0).sum()
-        return target.mean_over_pixels(total, labelled=True)
+        return target.mean_over_pixels(total, labeled=True)
 
     @staticmethod
     def similarity(features: Tensor, counts: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class OHEMConfig(TermConfig):
 
     Args:
         threshold: probability of the right class, 0 to 1, from which on a pixel is easy.
-        min_kept: share of the labelled pixels, 0 to 1, that is kept in any case.
+        min_kept: share of the labeled pixels, 0 to 1, that is kept in any case.
     """
 
     threshold: float = 0.7

@@ -1,7 +1,7 @@
 """What a label teaches: cross-entropy and its relatives, and the losses that follow the score of a whole class.
 
 Pixels without a label count in none of them. The losses of this module that are means over pixels divide by the
-step's count of labelled pixels; those that relate pixels (OHEM, Dice, Jaccard, Lovász) are taken over the labelled
+step's count of labeled pixels; those that relate pixels (OHEM, Dice, Jaccard, Lovász) are taken over the labeled
 pixels of a micro-batch and averaged over the micro-batches, and say so.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.batch import UNLABELLED, Outputs, Target
+from distill.batch import UNLABELED, Outputs, Target
 from distill.losses.base import PixelTerm, Term
 from distill.losses.settings import (
     CrossEntropyConfig,
@@ -32,11 +32,11 @@ IGNORED = -100
 
 def labels_of(mask: Tensor) -> Tensor:
     """The classes of a mask, int64, with `IGNORED` where there is no label."""
-    return mask.long().masked_fill(mask >= UNLABELLED, IGNORED)
+    return mask.long().masked_fill(mask >= UNLABELED, IGNORED)
 
 
 class WeightedPixelTerm(PixelTerm):
-    """A mean over the labelled pixels, each of which counts as its class does.
+    """A mean over the labeled pixels, each of which counts as its class does.
 
     Attributes:
         class_weights: one factor per class, float64 `[C]`; None is 1 for all.
@@ -70,9 +70,9 @@ class WeightedPixelTerm(PixelTerm):
 
 
 class CrossEntropy(WeightedPixelTerm):
-    """Cross-entropy, w_y · (-log p_y), mean over the labelled pixels.
+    """Cross-entropy, w_y · (-log p_y), mean over the labeled pixels.
 
-    With class weights it is the sum of the weighted values divided by the NUMBER of labelled pixels, where PyTorch
+    With class weights it is the sum of the weighted values divided by the NUMBER of labeled pixels, where PyTorch
     divides by the sum of their weights. That sum is a random variable of the batch: divided by it, a pixel of a
     rare class would weigh less in a batch that holds many of them, and the gradient would depend on how a step is
     split unless that sum were exchanged too. Divided by the count, a pixel's weight is its class's, always; weights
@@ -88,7 +88,7 @@ class CrossEntropy(WeightedPixelTerm):
 
 
 class Focal(WeightedPixelTerm):
-    """Focal loss, w_y · (1 - p_y)^γ · (-log p_y), mean over the labelled pixels.
+    """Focal loss, w_y · (1 - p_y)^γ · (-log p_y), mean over the labeled pixels.
 
     p is the softmax over the classes; Lin et al., Focal Loss for Dense Object Detection, 2017, arXiv:1708.02002,
     write it for one class against the rest, which this is for two classes.
@@ -108,7 +108,7 @@ class Focal(WeightedPixelTerm):
 class OHEM(Term):
     """Cross-entropy of the hard pixels alone: the mean of -log p_y where p_y < `threshold`.
 
-    At least the hardest `min_kept` of the labelled pixels are kept. What is hard depends on the other pixels of the
+    At least the hardest `min_kept` of the labeled pixels are kept. What is hard depends on the other pixels of the
     micro-batch, and so does the count: the value is taken a micro-batch and averaged over the step's. Shrivastava
     et al., Training Region-based Object Detectors with Online Hard Example Mining, 2016, arXiv:1604.03540.
     """
@@ -120,7 +120,7 @@ class OHEM(Term):
     def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
         """The mean over this micro-batch's hard pixels, divided by the number of micro-batches."""
         values = F.cross_entropy(student.upsampled(), labels_of(target.mask), ignore_index=IGNORED, reduction="none")[
-            target.labelled
+            target.labeled
         ]
         kept = math.ceil(self.config.min_kept * values.numel())
         hard = values > -math.log(max(self.config.threshold, 1e-30))
@@ -131,9 +131,9 @@ class OHEM(Term):
 
 
 class RegionTerm(Term):
-    """A loss that follows the score of whole classes: mean over the classes that the labelled pixels show.
+    """A loss that follows the score of whole classes: mean over the classes that the labeled pixels show.
 
-    Taken over all labelled pixels of a micro-batch together, since the score of a class is a ratio of sums over
+    Taken over all labeled pixels of a micro-batch together, since the score of a class is a ratio of sums over
     pixels; averaged over the step's micro-batches. A class that no label shows does not count (its score would be
     that of an empty set), and without any label the value is 0.
     """
@@ -146,8 +146,8 @@ class RegionTerm(Term):
 
     def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
         """The mean over this micro-batch's classes, divided by the number of micro-batches."""
-        probabilities = student.upsampled().softmax(1).movedim(1, -1)[target.labelled]
-        truth = F.one_hot(target.mask[target.labelled].long(), probabilities.shape[1]).to(probabilities.dtype)
+        probabilities = student.upsampled().softmax(1).movedim(1, -1)[target.labeled]
+        truth = F.one_hot(target.mask[target.labeled].long(), probabilities.shape[1]).to(probabilities.dtype)
         present = truth.amax(0) if len(truth) else truth.new_zeros(truth.shape[1])
         losses = self.class_losses(probabilities, truth) * present
         return target.mean_over_micro_batches(losses.sum() / present.sum().clamp(min=1))

@@ -1,6 +1,6 @@
 """Networks by name (segmentation_models_pytorch with its own or timm's encoders): build, run, load, save.
 
-Each network normalises and pads its input by itself, so teacher and student may differ in both, and training,
+Each network normalizes and pads its input by itself, so teacher and student may differ in both, and training,
 scoring and the exported file share one forward pass. Only this module knows SMP.
 """
 
@@ -135,7 +135,7 @@ class Network(nn.Module):
 
     def save_weights(self, folder: Path) -> None:
         """Writes the weights, and what the network is built with, as SMP does."""
-        # SMP writes a model card with a licence of its own choosing beside the weights; that file is replaced by ours.
+        # SMP writes a model card with a license of its own choosing beside the weights; that file is replaced by ours.
         self.model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)
 

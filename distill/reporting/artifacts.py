@@ -15,7 +15,7 @@ import onnx
 import torch
 
 from distill.batch import VOID
-from distill.deployment.fp16 import Fp16File, halve_onnx
+from distill.deployment.fp16 import Fp16File, export_fp16
 from distill.deployment.int8 import Int8File, quantize_onnx
 from distill.deployment.latency import Benchmark, benchmark
 from distill.deployment.onnx_export import OnnxFile, export_onnx
@@ -61,7 +61,7 @@ def exported(run: Run, networks: Mapping[str, Network], mean_iou: float) -> Expo
             return export_onnx(twin, path, splits.val, config, metadata)
 
     def in_half() -> Fp16File:
-        return _once(Fp16File, half, folder / "fp16.json", source, lambda: halve_onnx(path, half, splits.val))
+        return _once(Fp16File, half, folder / "fp16.json", source, lambda: export_fp16(path, half, splits.val))
 
     wanted = {"weights_sha256": weights, "opset": config.opset, "output": config.output}
     small, half = folder / "model.int8.onnx", folder / "model.fp16.onnx"

@@ -158,7 +158,7 @@ mask = distill.load(".", module={printable(name)}(…)).mask(image[0])  # the mo
 
 def _with_onnxruntime(onnx: OnnxFile) -> str:
     return f"""
-With onnxruntime alone; scaling, normalisation and padding are in the file, images {_sizes(onnx)}:
+With onnxruntime alone; scaling, normalization and padding are in the file, images {_sizes(onnx)}:
 
 ```python
 import numpy as np, onnxruntime

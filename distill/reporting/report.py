@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-from distill.batch import UNLABELLED
+from distill.batch import UNLABELED
 from distill.deployment.latency import Benchmark
 from distill.errors import cell, printable
 from distill.models.network import Network
@@ -30,13 +30,13 @@ def strip(
         image: uint8 `[H, W, 3]`.
         mask: uint8 `[H, W]`.
         networks: `teacher` and `student`, on the CPU or elsewhere.
-        palette: a colour a class.
+        palette: a color a class.
 
     Returns:
         uint8 `[H', W', 3]`.
     """
     teacher, student = (predict(networks[name], image) for name in ("teacher", "student"))
-    known, differ = mask < UNLABELLED, teacher != student
+    known, differ = mask < UNLABELED, teacher != student
     marks = {
         STUDENT_WRONG: teacher == mask,
         TEACHER_WRONG: student == mask,

@@ -28,7 +28,7 @@ class NetworkResults(Record):
         path: its folder.
         mean_iou: 0 to 1, over the classes that the images have.
         iou: by class; None for those that they do not have.
-        pixel_accuracy: share of labelled pixels that are right.
+        pixel_accuracy: share of labeled pixels that are right.
         classes_present: how many classes the images have.
         params: number of weights.
         flops: floating point operations for an image, 2 a multiply-add.
@@ -105,7 +105,7 @@ class Results(Record):
         classes: their names, by id.
         val_images: how many images the scores are of.
         image_size: `[H, W]` of the first.
-        teacher: what the student learnt from.
+        teacher: what the student learned from.
         baseline: the same student on labels alone, if it was trained.
         student: the student.
         files: its files; in JSON, they stand beside the networks.

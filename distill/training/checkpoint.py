@@ -121,7 +121,7 @@ class Checkpoints:
         step, changes, settings, facts = (manifest[key] for key in ("step", "changes", "settings", "facts"))
         if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
             changes = [*changes, {"step": step, "settings": allowed}]
-            self.note(f"goes on with changed settings, as allow_change says ({describe(allowed)})")
+            self.note(f"resumes with changed settings, as allow_change says ({describe(allowed)})")
         if unknown := [*not_compared(settings, self.settings), *(key for key in self.facts if key not in facts)]:
             self.note(f"{folder.name} does not say {', '.join(unknown)}: not compared")
         for key, value in self.facts.items():

@@ -60,10 +60,10 @@ class Run:
         config = self.config
         return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def train_batches(self, first_step: int, unlabelled: bool) -> Iterator[Batch]:
+    def train_batches(self, first_step: int, unlabeled: bool) -> Iterator[Batch]:
         """This process's micro-batches from a step on, images without labels among them if wanted."""
         config, accelerator = self.config, self.accelerator
-        dataset, more = self.splits.train, self.splits.unlabelled if unlabelled else None
+        dataset, more = self.splits.train, self.splits.unlabeled if unlabeled else None
         sampler = StepSampler(
             len(dataset),
             config.per_device_train_batch_size,
@@ -73,7 +73,7 @@ class Run:
             accelerator.process_index,
             accelerator.num_processes,
             len(more or ()),
-            config.data.unlabelled_share,
+            config.data.unlabeled_share,
         )
         return train_batches(
             dataset + more if more else dataset,

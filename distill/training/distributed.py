@@ -28,7 +28,7 @@ from accelerate.utils import (
 from distill.config.schema import Config
 from distill.errors import ConfigError
 from distill.training.launcher import asked_processes, asked_threads, follow
-from distill.training.rank_failures import launcher_store, lost_are_named
+from distill.training.rank_failures import launcher_store, name_failed_ranks
 
 T = TypeVar("T")
 BEAT_SECONDS = 1
@@ -72,7 +72,7 @@ def start(config: Config) -> Accelerator:
     project = ProjectConfiguration(str(config.folder), str(config.folder / "tensorboard"))
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_seconds))
     try:
-        with lost_are_named(config.timeout_seconds):
+        with name_failed_ranks(config.timeout_seconds):
             accelerator = Accelerator(
                 mixed_precision=config.mixed_precision,
                 cpu=cpu,
@@ -222,7 +222,7 @@ def _wait_for(rank: int, key: str, accelerator: Accelerator) -> None:
             last, heard = beat, time.monotonic()
         elif time.monotonic() - heard > seconds:
             raise ConnectionError(
-                f"process {rank} does not answer (waited timeout_seconds {seconds:.0f} s); the same command goes on "
-                f"from the last checkpoint"
+                f"process {rank} does not answer (waited timeout_seconds {seconds:.0f} s); rerun the same command "
+                f"to resume from the last checkpoint"
             )
         time.sleep(BEAT_SECONDS / 10)

@@ -19,7 +19,7 @@ from pathlib import Path
 from distill.errors import ConfigError, say
 
 PR_SET_PDEATHSIG = 1
-EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
+EXIT_STOPPED = 75  # asked to stop, and saved: rerun the same command to resume
 LAST_LINES = "DISTILL_LAST_LINES"  # folder of what processes say at their end
 
 
@@ -87,7 +87,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             say(said.read_text(encoding="utf-8"), sys.stderr)
         elif code:
             how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
-            say(f"distill: error: process {first} ended ({how}); the same command goes on", sys.stderr)
+            say(f"distill: error: process {first} ended ({how}); rerun the same command to resume", sys.stderr)
     return code if code >= 0 else 128 - code
 
 

@@ -1,4 +1,4 @@
-"""What is minimised, a weighted sum of named terms; and what is trained, the student with its objective."""
+"""What is minimized, a weighted sum of named terms; and what is trained, the student with its objective."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Objective(nn.Module):
             # Gradients at the logits are of the size 1 / pixels, which half precision would round to 0.
             student = replace(student, logits=student.logits.float())
         # Terms that look at one pixel at a time share one pass that never holds full-resolution logits.
-        together = {n: t for n, t in self.terms.items() if isinstance(t, PixelTerm) and t.by_strips}
+        together = {n: t for n, t in self.terms.items() if isinstance(t, PixelTerm) and t.chunked}
         total, values, gradient_norms = torch.zeros((), device=student.logits.device), {}, {}
         if together:
             weights = [self.weights[name] for name in together]
@@ -129,7 +129,7 @@ def build_objective(config: Config, student: Network, teacher: Network | None) -
 
 
 class Distiller(nn.Module):
-    """The student and its objective: the only thing that is prepared, optimised and checkpointed."""
+    """The student and its objective: the only thing that is prepared, optimized and checkpointed."""
 
     def __init__(self, student: Network, objective: Objective):
         super().__init__()

@@ -12,22 +12,22 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import GONE, HARMLESS, OWN, Config, flatten
+from distill.config.schema import GONE, OWN, RENAMED, RUNTIME_SETTINGS, Config, flatten
 from distill.errors import ConfigError
 from distill.models.smp_files import FILES
 from distill.training.stage import BASELINE, INT8, STAGES, TEACHER, Stage
 
 RECORD = "stage.json"  # of a finished stage, in its folder
 # Not settings, and not recorded by older versions: what they made says nothing of these, so these are not compared.
-FINGERPRINTS = ("data.train_files", "data.unlabelled_files", "data.val_files", "teacher.files")
+FINGERPRINTS = ("data.train_files", "data.unlabeled_files", "data.val_files", "teacher.files")
 
 
-def stage_settings(
+def settings_of_stage(
     config: Config, stage: Stage, processes: int, files: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The settings that decide what a stage ends with, and the fingerprints of the data that it reads."""
     factors = ("per_device_train_batch_size", "gradient_accumulation_steps")  # only their product counts
-    left_out, flat = (*HARMLESS, *factors), flatten(config) | dict(files or {})
+    left_out, flat = (*RUNTIME_SETTINGS, *factors), flatten(config) | dict(files or {})
     settings = {k: v for k, v in flat.items() if k not in left_out and not k.startswith(stage.irrelevant)}
     global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
     return settings | {"global_batch_size": global_batch_size}
@@ -71,7 +71,7 @@ def compare_folder(
     for name, stage in STAGES.items():
         if stage == TEACHER and not own_teacher:
             continue
-        folder, wanted = config.folder / name, json_like(stage_settings(config, stage, processes, files))
+        folder, wanted = config.folder / name, json_like(settings_of_stage(config, stage, processes, files))
         if finished := (folder / RECORD).is_file():
             made[name] = there = json.loads((folder / RECORD).read_text())["settings"]
         elif planned.get(stage, True):
@@ -124,7 +124,8 @@ def refuse_other_settings(
         ConfigError: others differ; lists them.
     """
     # A setting that an older version did not have: its default is what that version did.
-    there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | dict(there)
+    there = {RENAMED.get(key, key): value for key, value in there.items()}
+    there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | there
     there = {key: value for key, value in there.items() if key in here or (key, value) not in GONE.items()}
     here = {key: value for key, value in json_like(here).items() if key not in not_compared(there, here)}
     keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: a network learns while its convolutions see the numbers that 8 bits leave of them.
+"""Quantization-aware training: a network learns while its convolutions see the numbers that 8 bits leave of them.
 
 The forward pass rounds, the gradient passes through unchanged where nothing was clipped (Jacob et al., Quantization and
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, arXiv 1712.05877). What is rounded is what
@@ -20,7 +20,7 @@ MOMENTUM = 0.1
 INPUT = "rounded_input"
 
 
-class RoundedWeight(nn.Module):
+class FakeQuantWeight(nn.Module):
     """Weights as signed 8-bit numbers give them, a scale a channel of the output."""
 
     def __init__(self, axis: int):
@@ -58,19 +58,21 @@ class RoundedInput(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, 255).to(x.dtype)
 
 
-def simulate(network: nn.Module) -> None:
-    """Has the convolutions of a network round, in place; `settle` undoes it."""
+def insert_fake_quant(network: nn.Module) -> None:
+    """Has the convolutions of a network round, in place; `remove_fake_quant` undoes it."""
     for layer in list(network.modules()):
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             continue
         if layer.weight[0].numel() >= MIN_TERMS and isinstance(layer, nn.Conv2d):
             layer.add_module(INPUT, RoundedInput().to(layer.weight.device))
             layer.register_forward_pre_hook(_round_input)
-        parametrize.register_parametrization(layer, "weight", RoundedWeight(int(isinstance(layer, nn.ConvTranspose2d))))
+        parametrize.register_parametrization(
+            layer, "weight", FakeQuantWeight(int(isinstance(layer, nn.ConvTranspose2d)))
+        )
 
 
-def settle(network: nn.Module) -> None:
-    """A network that `simulate` changed is as it was, with the weights that it learnt; others are left alone."""
+def remove_fake_quant(network: nn.Module) -> None:
+    """Undoes `insert_fake_quant`, and keeps the weights that were learned; other networks are left alone."""
     for layer in network.modules():
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)

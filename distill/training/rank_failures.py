@@ -19,7 +19,7 @@ CLOSED_AFTER_TIMEOUT = "Application timeout caused pair closure"  # gloo, of wha
 
 
 @contextmanager
-def lost_are_named(timeout_seconds: int) -> Iterator[None]:
+def name_failed_ranks(timeout_seconds: int) -> Iterator[None]:
     """Has a failed exchange between processes end with one line that says which of them is lost.
 
     On CPUs gloo raises when it has waited for `timeout_seconds`, or at once when a connection breaks. On GPUs nothing
@@ -36,10 +36,10 @@ def lost_are_named(timeout_seconds: int) -> Iterator[None]:
     except RuntimeError as error:
         text = " ".join(str(error).split())
         if text.startswith("DataLoader worker"):  # raised wherever the main thread just is
-            raise ChildProcessError(f"{text} See data.num_workers; the same command goes on") from error
+            raise ChildProcessError(f"{text} See data.num_workers; rerun the same command to resume") from error
         if not isinstance(error, DistError) and "/gloo/" not in text and CLOSED_AFTER_TIMEOUT not in text:
             raise
-        lost, waited = lost_processes("timed out" in text.lower() or CLOSED_AFTER_TIMEOUT in text)
+        lost, waited = failed_ranks("timed out" in text.lower() or CLOSED_AFTER_TIMEOUT in text)
         many = len(lost) > 1
         names = f"process{'es' * many} {', '.join(map(str, lost))}"
         if not lost:
@@ -48,10 +48,10 @@ def lost_are_named(timeout_seconds: int) -> Iterator[None]:
             reason = f"{names} {'do' if many else 'does'} not answer (waited timeout_seconds {timeout_seconds} s)"
         else:
             reason = f"{names} {'are' if many else 'is'} gone; what was printed there last says why"
-        raise ConnectionError(f"{reason}; the same command goes on from the last checkpoint") from error
+        raise ConnectionError(f"{reason}; rerun the same command to resume from the last checkpoint") from error
 
 
-def lost_processes(waited: bool) -> tuple[list[int], bool]:
+def failed_ranks(waited: bool) -> tuple[list[int], bool]:
     """Ranks that do not tell the store within seconds that they noticed, too; and whether any of those waited in vain.
 
     The store is the launcher's, or else that of process 0: if it does not answer, process 0 does not.

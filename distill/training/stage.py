@@ -36,7 +36,7 @@ class Stage:
         return network
 
     def configured(self, config: Config) -> Config:
-        """The settings as this stage trains with them: rounding is learnt in a few small steps of its own number."""
+        """The settings as this stage trains with them: rounding is learned in a few small steps of its own number."""
         if not self.quantized:
             return config
         steps, rate = config.export.int8_finetune_steps, config.student.learning_rate / 10
@@ -46,9 +46,9 @@ class Stage:
 TEACHER = Stage(
     "teacher",
     section="teacher",
-    irrelevant=("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabelled", *DISTILLATION),
+    irrelevant=("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabeled", *DISTILLATION),
 )
-BASELINE = Stage("baseline", irrelevant=("teacher.", "baseline.", "export.", "data.unlabelled", *DISTILLATION))
+BASELINE = Stage("baseline", irrelevant=("teacher.", "baseline.", "export.", "data.unlabeled", *DISTILLATION))
 STUDENT = Stage("student", teacher="teacher")
 INT8 = Stage("int8", teacher="teacher", init="student", quantized=True)
 STAGES = {stage.name: stage for stage in (TEACHER, BASELINE, STUDENT, INT8)}

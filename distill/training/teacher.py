@@ -56,6 +56,6 @@ def check_teacher(scores: Scores, source: str) -> None:
         raise ConfigError(
             f"teacher ({source}): mIoU {scores.mean_iou:.4f} on the validation images is near chance (skill "
             f"{scores.skill:.4f}; blind guesses of the same classes have 0, a perfect teacher 1). Other class order "
-            f"(data.classes)? Other normalisation (teacher.mean, teacher.std)? Trained too briefly "
+            f"(data.classes)? Other normalization (teacher.mean, teacher.std)? Trained too briefly "
             f"(teacher.max_train_steps)? teacher.allow_near_chance true goes on with it"
         )

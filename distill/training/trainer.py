@@ -26,7 +26,7 @@ from distill.training.context import Run
 from distill.training.distributed import from_main
 from distill.training.objective import Distiller, build_objective
 from distill.training.optim import build_optimizer, schedule
-from distill.training.qat import settle, simulate
+from distill.training.qat import insert_fake_quant, remove_fake_quant
 from distill.training.stage import Stage
 from distill.training.state import TrainState, environment
 from distill.training.teacher import Teacher
@@ -43,7 +43,7 @@ class Trainer:
         stage: what is trained.
         settings: the settings that alter the result, to refuse a state made with others.
         teacher: what the student learns from; None trains on labels alone.
-        init: the network whose weights are learnt on; None starts from new weights.
+        init: the network whose weights are learned on; None starts from new weights.
 
     Attributes:
         student: the network; the objective's terms look at its outputs.
@@ -81,7 +81,7 @@ class Trainer:
         if init:
             self.student.load_state_dict(init.state_dict())
         if stage.quantized:
-            simulate(self.student)
+            insert_fake_quant(self.student)
         if config.sync_batchnorm:
             convert_sync_batchnorm(self.distiller)  # timm's: torch's own would drop the activations in timm's norms
         self.model, self.optimizer = accelerator.prepare(
@@ -122,7 +122,7 @@ class Trainer:
             Stopped: `run.stop()` became true; the state is saved.
         """
         run, config, accelerator, name = self.run, self.config, self.accelerator, self.stage.name
-        batches = run.train_batches(self.step, unlabelled=self.teacher is not None)
+        batches = run.train_batches(self.step, unlabeled=self.teacher is not None)
         self.tracker = Tracker(accelerator, name, first_step=self.step + 1)
         bar = run.progress(total=self.steps, initial=self.step, desc=name, dynamic_ncols=True)
         clock = Clock(self.step)
@@ -147,27 +147,27 @@ class Trainer:
                 self.save()
             if stop and not last:
                 self.tracker.close()
-                raise Stopped(f"{name}: stopped at step {done} of {self.steps}; the same command goes on from there")
+                raise Stopped(f"{name}: stopped at step {done} of {self.steps}; rerun the same command to resume")
 
         bar.close()
         self.tracker.close()
         accelerator.free_memory()
         self.student.load_state_dict(self.best_weights)
-        settle(self.student)
+        remove_fake_quant(self.student)
         return self.student.eval()
 
     def train_step(self, step: int, micro_batches: Sequence[Batch]) -> tuple[dict[str, Tensor], bool]:
         """One optimizer step; returns what to log (each process's share) and whether the run was asked to stop."""
         accelerator, model, teacher = self.accelerator, self.model, self.teacher
         features = self.distiller.objective.features
-        labelled, valid = self.global_counts(micro_batches)
+        labeled, valid = self.global_counts(micro_batches)
         norms = teacher is not None and (step + 1) % self.config.logging_steps == 0
 
         model.train()
         logs: dict[str, Tensor] = {}
         for i, batch in enumerate(micro_batches, 1):
             with nullcontext() if i == len(micro_batches) else accelerator.no_sync(model):
-                target = Target(batch.mask, labelled, valid, len(micro_batches))
+                target = Target(batch.mask, labeled, valid, len(micro_batches))
                 loss = model(batch.image, teacher(batch, features) if teacher else None, target, norms)
                 accelerator.backward(loss.total)
             for name, value in {"loss": loss.total.detach(), **loss.values}.items():
@@ -188,7 +188,7 @@ class Trainer:
         return logs, stop
 
     def global_counts(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, ...]:
-        """Labelled and valid pixels of a step, each process's mean share.
+        """Labeled and valid pixels of a step, each process's mean share.
 
         A mean over pixels is one over those of all micro-batches and processes, so these are counted first.
         """
@@ -234,7 +234,7 @@ class Trainer:
     def validate(self) -> None:
         """Scores the network, beside its teacher if it has one, and keeps its weights if they are the best so far."""
         run, name = self.run, self.stage.name
-        self.share_buffers()
+        self.sync_buffers()
         compared = {"teacher": self.teacher.network} if self.teacher and run.compare else {}
         evaluation = run.evaluate({name: self.scored} | compared)
         scores = evaluation.scores[name]
@@ -258,7 +258,7 @@ class Trainer:
 
     def capture(self) -> TrainState:
         """Everything that decides how the training goes on."""
-        self.share_buffers()
+        self.sync_buffers()
         tensors = {"model": self.distiller.state_dict(), "best": self.best_weights}
         if self.ema:
             tensors["ema"] = self.ema.module.state_dict()
@@ -296,9 +296,9 @@ class Trainer:
             ) from error
         self.step, self.best, self.clipped, self.changes = state.step, state.best, state.clipped, state.changes
         self.best_weights = state.tensors.get("best", {})
-        self.checkpoints.note(f"goes on from step {state.step}")
+        self.checkpoints.note(f"resumes from step {state.step}")
 
-    def share_buffers(self) -> None:
+    def sync_buffers(self) -> None:
         """BatchNorm statistics differ between processes; those of the first count, for scoring and saving alike."""
         average = self.ema.module.buffers() if self.ema else ()
         for buffer in (*self.distiller.buffers(), *average):

@@ -11,7 +11,7 @@ from conftest import ROOT
 from distill import models
 from distill.config.parse import parse
 from distill.config.schema import (
-    HARMLESS,
+    RUNTIME_SETTINGS,
     Config,
     DataConfig,
     ExportConfig,
@@ -40,7 +40,7 @@ from distill.losses import (
     SKDConfig,
 )
 from distill.losses.sections import TermsConfig
-from distill.pipeline import try_build
+from distill.pipeline import dry_run
 from distill.sweep import command_line
 
 
@@ -185,7 +185,7 @@ def test_settings_are_read_without_torch():
 
 
 def test_harmless_settings_exist():
-    assert set(HARMLESS) <= set(flatten(Config()))
+    assert set(RUNTIME_SETTINGS) <= set(flatten(Config()))
 
 
 def test_every_loss_has_a_section_of_its_settings():
@@ -228,7 +228,7 @@ OUT_OF_RANGE = [  # settings, fields, a value that they refuse, the fix
     (DataConfig, SAMPLES, 0, "must be above 0"),
     (DataConfig, "ignore_index num_workers", -1, "must not be negative"),
     (DataConfig, "max_void_share", 1.5, "must be between 0 and 1"),
-    (DataConfig, "unlabelled_share", 1, "must be above 0 and below 1"),
+    (DataConfig, "unlabeled_share", 1, "must be above 0 and below 1"),
     (DataConfig, "format", "kamvid", "must be one of synthetic, camvid, folders"),
     (TeacherConfig, "max_train_steps learning_rate", 0, "must be above 0"),
     (StudentConfig, "max_train_steps learning_rate", 0, "must be above 0"),
@@ -273,7 +273,7 @@ def test_configs_parse_and_build(path):
     build_transform(config.data)
     if isinstance(config.cross_entropy.class_weights, str):  # these come from the data
         config.cross_entropy = replace(config.cross_entropy, class_weights=[1.0, 1.0])
-    try_build(config, ["a", "b"])
+    dry_run(config, ["a", "b"])
 
 
 @pytest.fixture
@@ -298,5 +298,5 @@ def test_sweeps_parse_and_build(path, built_once):
     classes = [str(i) for i in range(11)]
     assert len({trial.key for trial in trials}) == len(trials)
     for trial, config in zip(trials, settings, strict=True):
-        try_build(config, classes)
+        dry_run(config, classes)
         assert all(flatten(config)[key] == value for key, value in trial.settings.items()), trial.name

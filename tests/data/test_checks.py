@@ -36,7 +36,7 @@ def look(camvid, folder, **settings) -> tuple[int, list[str], dict]:
 
 def test_the_second_time_nothing_is_read(camvid, tmp_path):
     assert look(camvid, tmp_path / "run")[:2] == (6, [])
-    assert look(camvid, tmp_path / "run")[:2] == (0, ["checked already: 12 files, none has changed"])
+    assert look(camvid, tmp_path / "run")[:2] == (0, ["already checked: 12 files, none has changed"])
     assert look(camvid, tmp_path / "other")[0] == 6
 
 
@@ -80,9 +80,9 @@ def test_a_verdict_holds_for_what_it_was_about(camvid, tmp_path):
 
 @pytest.mark.parametrize("level", ["off", "headers", "full"])
 def test_fingerprints_are_those_of_the_contents_whatever_is_looked_at(camvid, tmp_path, level, monkeypatch):
-    settings = {"data__unlabelled": "train", "data__check": level}
+    settings = {"data__unlabeled": "train", "data__check": level}
     _, _, found = look(camvid, tmp_path / "run", **settings)
-    assert list(found["contents"]) == ["data.train_files", "data.unlabelled_files", "data.val_files"]
+    assert list(found["contents"]) == ["data.train_files", "data.unlabeled_files", "data.val_files"]
     assert found["contents"]["data.train_files"].startswith("8 files, sha256 ")
     shutil.copytree(camvid, tmp_path / "moved")
     assert (
@@ -135,7 +135,7 @@ def test_a_run_remembers_and_a_folder_of_something_else_stays_untouched(camvid, 
         assert main(tiny_config(tmp_path / "run", **settings)) == 1
     said = capsys.readouterr()
     assert said.err.count("is not finite at step 2") == 2
-    assert said.out.count("checked already: 12 files") == 1
+    assert said.out.count("already checked: 12 files") == 1
 
 
 def label(camvid, change) -> None:
@@ -164,7 +164,7 @@ def test_a_class_that_no_training_mask_shows_stops_the_run(camvid, tmp_path):
     config = tiny_config(tmp_path / "run", data__format="camvid", data__root=camvid).data
     with pytest.raises(ConfigError, match=NEVER):
         check_once(open_splits(config), config, tmp_path / "run" / "checked.json", say=said.append)
-    assert said == ["checked already: 12 files, none has changed"]
+    assert said == ["already checked: 12 files, none has changed"]
     for level in ("off", "headers"):  # nothing is counted, so nothing is known
         look(camvid, tmp_path / level, data__check=level)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.batch import UNLABELLED, VOID
+from distill.batch import UNLABELED, VOID
 from distill.config.schema import DataConfig
 from distill.data import build_transform, check_splits, open_splits, save_preprocessing, train_batches, val_batches
 from distill.data.loader import StepSampler
@@ -253,30 +253,30 @@ def test_a_second_data_set_keeps_its_share_of_every_step(share):
         assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
     for step, indices in enumerate(mixed()):
         assert sorted(mixed(0, 2, 10)[step] + mixed(1, 2, 10)[step]) == sorted(indices)
-    labelled = iter(StepSampler(7, 3, 1, 0, 0, 0, 1))
-    assert [i for i in row if i < 7][:9] == [i for _ in range(3) for _, i in next(labelled)], "the order stays"
+    labeled = iter(StepSampler(7, 3, 1, 0, 0, 0, 1))
+    assert [i for i in row if i < 7][:9] == [i for _ in range(3) for _, i in next(labeled)], "the order stays"
 
 
 def test_images_without_masks_have_no_labels(camvid, tmp_path):
     (camvid / "more").mkdir()
     Image.new("RGB", (90, 40), (9, 8, 7)).save(camvid / "more" / "a.png")
-    splits = open_splits(camvid_config(camvid, unlabelled="more"))
-    image, mask = splits.unlabelled.read(0)
+    splits = open_splits(camvid_config(camvid, unlabeled="more"))
+    image, mask = splits.unlabeled.read(0)
     assert image.shape == (40, 90, 3)
-    assert (mask == UNLABELLED).all()
-    both = splits.train + splits.unlabelled
+    assert (mask == UNLABELED).all()
+    both = splits.train + splits.unlabeled
     assert (len(both), both.names[4], both.files[4]) == (5, "a", (camvid / "more" / "a.png",))
     assert (both.read(4)[0] == image).all()
     assert (both.read(1)[1] == splits.train.read(1)[1]).all()
     _, cropped = build_transform(camvid_config(camvid, augmentations=[]))(image[:20, :20], mask[:20, :20], (0, 0, 0))
-    assert (cropped == UNLABELLED).sum() == 400
+    assert (cropped == UNLABELED).sum() == 400
     assert (cropped == VOID).sum() == 32 * 32 - 400, "padding counts in no term"
 
 
 def test_bad_images_without_masks_are_named_too(camvid):
     (camvid / "more").mkdir()
     Image.open(camvid / "val" / "val_0.jpg").save(camvid / "more" / "a.png")
-    config = camvid_config(camvid, unlabelled="more")
+    config = camvid_config(camvid, unlabeled="more")
     (camvid / "more" / "b.png").write_text("no image")
     with pytest.raises(ConfigError, match=r"b\.png: cannot be read"):
         check_splits(open_splits(config), config)

@@ -101,9 +101,9 @@ def test_negative_seed_or_index_raises(arguments):
 
 def test_names_and_palette_match():
     assert len(CLASSES) == len(set(CLASSES)) == len(PALETTE) <= MAX_CLASSES
-    colours = np.array(PALETTE)
-    assert colours.min() >= 0 and colours.max() <= 255
-    apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(len(colours))
+    colors = np.array(PALETTE)
+    assert colors.min() >= 0 and colors.max() <= 255
+    apart = np.abs(colors[:, None] - colors[None]).sum(-1) + 1000 * np.eye(len(colors))
     assert apart.min() >= 60
     assert set(THINGS) < set(range(len(CLASSES)))
 
@@ -130,11 +130,11 @@ def test_forty_scenes_of_either_usual_set_hold_every_class():
         assert seen == {*range(len(CLASSES)), VOID}
 
 
-def test_colour_alone_does_not_tell_the_class(scenes):
-    """A table of the commonest class of each colour, learnt and scored on the same pixels, stays poor."""
-    colours = np.concatenate([(image[::2, ::2] // 32).reshape(-1, 3) for image, _ in scenes]).astype(int)
+def test_color_alone_does_not_tell_the_class(scenes):
+    """A table of the commonest class of each color, learned and scored on the same pixels, stays poor."""
+    colors = np.concatenate([(image[::2, ::2] // 32).reshape(-1, 3) for image, _ in scenes]).astype(int)
     labels = np.concatenate([mask[::2, ::2].ravel() for _, mask in scenes])
-    keys, known = colours @ (64, 8, 1), labels != VOID
+    keys, known = colors @ (64, 8, 1), labels != VOID
     table = np.bincount(keys[known] * len(CLASSES) + labels[known], minlength=512 * len(CLASSES)).reshape(512, -1)
     assert table.max(1).sum() / table.sum() < 0.65
 

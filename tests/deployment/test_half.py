@@ -14,7 +14,7 @@ def student(tmp_path):
 
 
 def run(student):
-    return fp16.halve_onnx(student, student.with_name("model.fp16.onnx"), scenes(OnnxModel(student), 3, 0))
+    return fp16.export_fp16(student, student.with_name("model.fp16.onnx"), scenes(OnnxModel(student), 3, 0))
 
 
 def test_same_contract_half_the_weights(student):

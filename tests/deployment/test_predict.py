@@ -310,7 +310,7 @@ def test_a_tiff_of_one_giant_tile_is_refused(tmp_path):
         media.read_image(path)
 
 
-def test_grey_of_16_bits_is_scaled_as_color_is(tmp_path):
+def test_gray_of_16_bits_is_scaled_as_color_is(tmp_path):
     deep = np.linspace(0, 65535, 30 * 40).astype(np.uint16).reshape(30, 40)
     for name in "a.png", "a.tif":
         Image.fromarray(deep).save(tmp_path / name)

@@ -93,7 +93,7 @@ def graph_of(nodes, output, **shapes):
 
 
 def test_layers_with_many_terms_and_those_that_only_these_take_compute_in_8_bits():
-    assert int8.quantizable(onnx_files.build().graph) == {
+    assert int8.select_int8_layers(onnx_files.build().graph) == {
         "conv1": ["relu1", "conv1"],
         "conv2": ["relu2", "conv2"],
         "conv3": [],
@@ -114,7 +114,7 @@ def test_what_lies_between_is_in_8_bits_only_if_all_it_takes_is():
         node("Add", ["last", "active"], "y"),
     ]
     graph = graph_of(nodes, "y", w1=wide, w2=wide, w3=narrow, w4=wide)
-    assert int8.quantizable(graph) == {
+    assert int8.select_int8_layers(graph) == {
         "first": ["relu", "first"],
         "second": ["sum", "second"],
         "narrow": [],
@@ -132,7 +132,7 @@ def test_bilinear_resize_stays_in_float_and_products_with_made_up_matrices_are_n
         node("MatMul", ["third", "x"], "y"),
     ]
     wide = (16, 16, 3, 3)
-    found = int8.quantizable(graph_of(nodes, "y", w1=wide, w2=wide, w3=wide))
+    found = int8.select_int8_layers(graph_of(nodes, "y", w1=wide, w2=wide, w3=wide))
     assert found == {"first": ["near", "first"], "second": ["second"], "third": ["third"]}
 
 
@@ -208,8 +208,8 @@ def test_nearest_upsampling_copies_pixels_in_8_bits(tmp_path):
         path = tmp_path / f"{name}.onnx"
         with pytest.MonkeyPatch.context() as patch:
             if name == "resized":
-                patch.setattr(int8, "spare_floats", lambda graph: None)
-            int8._write(model, path, ranges, int8.quantizable(model.graph))
+                patch.setattr(int8, "rewrite_nearest_resize", lambda graph: None)
+            int8._write(model, path, ranges, int8.select_int8_layers(model.graph))
         onnx.checker.check_model(str(path), full_check=True)
         results[name] = ort.InferenceSession(str(path)).run(None, {"x": x})[0]
         operators = [node.op_type for node in onnx.load(path).graph.node]

@@ -36,7 +36,7 @@ def model(tmp_path):
     return OnnxModel(onnx_files.write(tmp_path / "model.onnx"))
 
 
-def boundary_by_hand(mask, classes, reach):
+def boundary_closed_form(mask, classes, reach):
     """Pixels of each class from which another class or the outside is at most `reach` away, walking over squares."""
     height, width = mask.shape
     near = {c: set() for c in range(classes)}
@@ -56,8 +56,8 @@ def test_boundary_iou_against_walking_over_pixels():
     found = BoundaryIoU(4)
     found.add(guess, truth)
     reach = max(1, round(0.02 * math.hypot(*truth.shape)))
-    near_truth = boundary_by_hand(truth, 4, reach)
-    near_guess = boundary_by_hand(np.where(truth == 255, 255, guess), 4, reach)
+    near_truth = boundary_closed_form(truth, 4, reach)
+    near_guess = boundary_closed_form(np.where(truth == 255, 255, guess), 4, reach)
     for c in range(3):
         expected = len(near_truth[c] & near_guess[c]) / len(near_truth[c] | near_guess[c])
         assert found.iou[c] == pytest.approx(expected)
@@ -75,7 +75,7 @@ def test_boundary_iou_sees_what_iou_does_not():
     assert found.iou[1] < 0.1 < 0.85 < 74**2 / 80**2
 
 
-def test_calibration_error_by_hand():
+def test_calibration_error_closed_form():
     confidence = np.array([[0.9, 0.9, 0.9, 0.9, 0.31, 0.99]], np.float32)
     prediction = np.array([[1, 1, 1, 1, 0, 0]], np.uint8)
     mask = np.array([[1, 1, 1, 0, 0, 255]], np.uint8)
@@ -132,7 +132,7 @@ def test_mirrored_views_are_mirrored_back(model):
 
 
 @pytest.fixture
-def labelled(tmp_path, model):
+def labeled(tmp_path, model):
     """A folder of three images a split, the second and third with the network's own masks."""
     folder, dataset = tmp_path / "data", images()
     for split in ("train", "val"):
@@ -145,9 +145,9 @@ def labelled(tmp_path, model):
     return folder
 
 
-def test_the_script(tmp_path, labelled, capsys):
+def test_the_script(tmp_path, labeled, capsys):
     model = tmp_path / "model.onnx"
-    data = ["--data.format=folders", f"--data.root={labelled}", f"--data.classes={json.dumps(onnx_files.CLASSES)}"]
+    data = ["--data.format=folders", f"--data.root={labeled}", f"--data.classes={json.dumps(onnx_files.CLASSES)}"]
     script = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(model)]
     options = ["--teacher", str(model), "--worst=1", "--num_threads=1"]
     done = subprocess.run([*script, *options, *data], cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -155,8 +155,8 @@ def test_the_script(tmp_path, labelled, capsys):
     numbers = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert numbers["agreement"] == 1
     assert numbers["images"]["1"] == numbers["images"]["2"] == 1 > numbers["images"]["0"]
-    assert numbers["data"] == f"folders, {labelled}"
-    assert done.stdout.splitlines()[0] == f"{model} on folders, {labelled}: val, 3 images"
+    assert numbers["data"] == f"folders, {labeled}"
+    assert done.stdout.splitlines()[0] == f"{model} on folders, {labeled}: val, 3 images"
     assert f"mIoU {100 * numbers['mean_iou']:.2f} over 3 of 3 classes, 3 images" in done.stdout
     assert [p.name for p in (tmp_path / "evaluation" / "worst").iterdir()] == ["01_0.png"]
     other = [*data[:2], '--data.classes=["a","b"]']
@@ -166,9 +166,9 @@ def test_the_script(tmp_path, labelled, capsys):
     assert len(refused.strip().splitlines()) == 1
 
 
-def test_no_evaluation_is_overwritten(tmp_path, labelled, monkeypatch, capsys):
+def test_no_evaluation_is_overwritten(tmp_path, labeled, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    call = ["model.onnx", "--data.format=folders", f"--data.root={labelled}", "--worst=1"]
+    call = ["model.onnx", "--data.format=folders", f"--data.root={labeled}", "--worst=1"]
     assert detailed.main(call) == 0
     first = (tmp_path / "evaluation" / "evaluation.json").read_bytes()
     assert detailed.main([*call, "--split=train"]) == 0
@@ -180,8 +180,8 @@ def test_no_evaluation_is_overwritten(tmp_path, labelled, monkeypatch, capsys):
     assert (tmp_path / "evaluation" / "evaluation.json").read_bytes() == first
 
 
-def test_classes_that_nobody_names_are_the_networks(tmp_path, labelled, capsys):
-    call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
+def test_classes_that_nobody_names_are_the_networks(tmp_path, labeled, capsys):
+    call = [str(tmp_path / "model.onnx"), f"--data.root={labeled}", f"--output_dir={tmp_path / 'out'}"]
     assert detailed.main([*call, "--data.format=folders"]) == 0
     assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["iou"]) == onnx_files.CLASSES
     capsys.readouterr()
@@ -192,23 +192,23 @@ def test_classes_that_nobody_names_are_the_networks(tmp_path, labelled, capsys):
         assert len(told.splitlines()) == 1
 
 
-def test_a_folder_without_class_names_takes_those_of_the_data(tmp_path, labelled, capsys):
+def test_a_folder_without_class_names_takes_those_of_the_data(tmp_path, labeled, capsys):
     models.save(models.build(NetworkConfig(encoder_name="tu-test_resnet"), onnx_files.CLASSES), tmp_path / "theirs")
     (tmp_path / "theirs" / "id2label.json").unlink()
     call = [str(tmp_path / "theirs"), "--teacher", str(tmp_path / "model.onnx"), "--data.format=folders"]
-    call += [f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
+    call += [f"--data.root={labeled}", f"--output_dir={tmp_path / 'out'}"]
     assert detailed.main([*call, f"--data.classes={json.dumps(onnx_files.CLASSES)}"]) == 0
     assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["iou"]) == onnx_files.CLASSES
     assert detailed.main([*call[:-1], '--data.classes=["a","b","c","d"]']) == 2
     assert "theirs: predicts 3 classes, but the data has 4" in capsys.readouterr().err
 
 
-def test_flags_win_over_a_runs_own_settings(tmp_path, labelled, capsys):
+def test_flags_win_over_a_runs_own_settings(tmp_path, labeled, capsys):
     text = f"data: {{format: folders, root: {tmp_path / 'nowhere'}, max_eval_samples: 2}}"
     (tmp_path / "config.yaml").write_text(text)
-    call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
+    call = [str(tmp_path / "model.onnx"), f"--data.root={labeled}", f"--output_dir={tmp_path / 'out'}"]
     assert detailed.main(call) == 0
-    assert f"on folders, {labelled}: val, 2 images" in capsys.readouterr().out
+    assert f"on folders, {labeled}: val, 2 images" in capsys.readouterr().out
 
 
 def test_what_stands_there_instead_of_a_network_is_said(tmp_path, model):

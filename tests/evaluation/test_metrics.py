@@ -2,12 +2,12 @@ import pytest
 import torch
 from known_answers import Brightness, made_up
 
-from distill.batch import UNLABELLED, VOID
+from distill.batch import UNLABELED, VOID
 from distill.evaluation.scores import evaluate
 from distill.metrics import Comparison, Scores, confusion_matrix
 
 
-def test_two_networks_beside_each_other_by_hand():
+def test_two_networks_beside_each_other_closed_form():
     found = Comparison(2)
     rows = [0, 1, 0], [0, 0, 1], [0, 1, VOID]  # reference, candidate, labels
     found.add(*(torch.tensor([[row]], dtype=torch.uint8) for row in rows))
@@ -15,13 +15,13 @@ def test_two_networks_beside_each_other_by_hand():
     assert (found.agreement, found.pixels) == (1 / 3, 3)
 
 
-def test_confusion_matrix_by_hand():
+def test_confusion_matrix_closed_form():
     prediction = torch.tensor([[[0, 1, 2], [1, 1, 0]]])
-    mask = torch.tensor([[[0, 1, 1], [VOID, 1, UNLABELLED]]], dtype=torch.uint8)
+    mask = torch.tensor([[[0, 1, 1], [VOID, 1, UNLABELED]]], dtype=torch.uint8)
     assert confusion_matrix(prediction, mask, 3).tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 0]]
 
 
-def test_scores_by_hand():
+def test_scores_closed_form():
     scores = Scores(torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]]))
     assert scores.iou == [3 / 6, 4 / 7, None]
     assert scores.present == 2
@@ -35,7 +35,7 @@ def test_a_class_only_predicted_lowers_the_others_and_is_not_scored():
     assert scores.iou == [0.8, None]
 
 
-def test_nothing_labelled_is_zero_and_not_nan():
+def test_nothing_labeled_is_zero_and_not_nan():
     scores = Scores(torch.zeros(2, 2, dtype=torch.int64))
     assert (scores.mean_iou, scores.pixel_accuracy, scores.skill) == (0.0, 0.0, 0.0)
 

@@ -171,7 +171,7 @@ def matrices(sizes: Sequence[int], worlds: Sequence[int], batches: Sequence[int]
         run(_matrices_rank, (folder, path, sizes, batches), world, folder / f"{world}.log")
         for size, batch, found in json.loads(path.read_text()):
             done += 1
-            if found != _by_hand(size).tolist():
+            if found != _closed_form(size).tolist():
                 failures.append(f"{size} images, {world} process(es), batch {batch}: another matrix")
     count = len(sizes) * len(worlds) * len(batches)
     name = f"val sizes {min(sizes)}…{max(sizes)} × processes {_list(worlds)} × batch {_list(batches)}"
@@ -197,7 +197,7 @@ def _matrices_rank(folder: Path, path: Path, sizes: Sequence[int], batches: Sequ
     accelerator.end_training()
 
 
-def _by_hand(size: int) -> np.ndarray:
+def _closed_form(size: int) -> np.ndarray:
     matrix = np.zeros((CLASSES, CLASSES), dtype=np.int64)
     for index in range(size):
         image, mask = made_up(size).read(index)

@@ -214,7 +214,7 @@ GUARDS = [
     Guard(
         "void counts in no score",
         "metrics.py",
-        "torch.where(mask < UNLABELLED, mask, classes)",
+        "torch.where(mask < UNLABELED, mask, classes)",
         "mask % classes",
         "tests/evaluation/test_metrics.py",
     ),

@@ -150,7 +150,7 @@ def distil(folder: Path, settings: dict[str, Any]) -> int:
     return cli.run_here(tiny_config(folder, **settings))
 
 
-def draw_camvid(root: Path, unlabelled: int = 0) -> None:
+def draw_camvid(root: Path, unlabeled: int = 0) -> None:
     """Drawn scenes as files in CamVid's layout; the first images in other colors, without masks, in `more`."""
     splits = open_splits(tiny_config(root).data)
     for name, dataset in (("train", splits.train), ("val", splits.val)):
@@ -162,7 +162,7 @@ def draw_camvid(root: Path, unlabelled: int = 0) -> None:
             mask[mask == VOID] = CAMVID_VOID
             Image.fromarray(mask).save(root / f"{name}annot" / f"{name}_{i}.png")
     (root / "more").mkdir()
-    for i in range(unlabelled):
+    for i in range(unlabeled):
         Image.fromarray(255 - splits.train.read(i)[0]).save(root / "more" / f"{i}.png")
 
 

@@ -39,7 +39,7 @@ JOB = SETTINGS | {
     "export__int8_calibration_images": 2,
     "export__int8_finetune_steps": 3,
     "data__format": "camvid",
-    "data__unlabelled": "more",
+    "data__unlabeled": "more",
     "data__allow_missing_classes": "true",  # scenes have one less than CamVid
 }
 
@@ -65,7 +65,7 @@ def kills(count: int, world: int, folder: Path, seed: int = 0, workers: int = 0,
     settings = (JOB | {"data__root": str(folder / "data")} if job else SETTINGS) | {"data__num_workers": workers}
     folder.mkdir(parents=True, exist_ok=True)
     if job:
-        draw_camvid(folder / "data", unlabelled=4)
+        draw_camvid(folder / "data", unlabeled=4)
     run(print, ("warm",), 1, folder / "warm.log")  # else the imports count
     start, place = time.monotonic(), folder / "run"  # one place for all, which some files name
     function = whole_job if job else distil

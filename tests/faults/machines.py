@@ -85,7 +85,7 @@ def same_bits(folder: Path, launcher: str, settings: dict[str, Any], stop: bool)
         return f"exit codes {codes}: {machines.printed(0)[-300:]} {machines.printed(1)[-300:]}"
     if digests(folder / "0" / "run") != digests(folder / "whole"):
         return "other bits than on one machine"
-    if stop and "goes on from step" not in machines.printed(0):
+    if stop and "resumes from step" not in machines.printed(0):
         return "it began again"
     if found := list((folder / "1").rglob("*")):
         return f"the second machine holds {found[0]}"

@@ -140,10 +140,8 @@ WAYS: dict[str, Way] = {
     "a label to score on": data_way(IN_TEACHER, lambda f: edit(f / "data/valannot/val_1.png"), "val"),
     "an image more to score on": data_way(IN_TEACHER, lambda f: more(f, "val"), "val"),
     "a label, teacher from elsewhere": data_way(IN_STUDENT, lambda f: edit(f / "data/trainannot/train_1.png"), "train"),
-    "an image more without labels": data_way(IN_STUDENT, lambda f: more(f, "more"), "unlabelled"),
-    "a value of an image without labels": data_way(
-        IN_STUDENT, lambda f: edit(f / "data/more/more_1.png"), "unlabelled"
-    ),
+    "an image more without labels": data_way(IN_STUDENT, lambda f: more(f, "more"), "unlabeled"),
+    "a value of an image without labels": data_way(IN_STUDENT, lambda f: edit(f / "data/more/more_1.png"), "unlabeled"),
     "the teacher's mean": Way(IN_STUDENT, lambda f: normalization(f / "teacher", "mean"), "teacher.files"),
     "the teacher's std": Way(IN_STUDENT, lambda f: normalization(f / "teacher", "std"), "teacher.files"),
     "the teacher's preprocessing removed": Way(
@@ -162,7 +160,7 @@ WAYS: dict[str, Way] = {
     "the student's mean at the end": Way(END, lambda f: normalization(f / "run" / "student", "mean"), PREPROCESSING),
 }
 # What is no change: these must go on, and end with the same bits.
-HARMLESS: dict[str, Way] = {
+RUNTIME_SETTINGS: dict[str, Way] = {
     "nothing": Way(IN_STUDENT, lambda f: None, ""),
     "data in another place": Way(
         IN_STUDENT, lambda f: (f / "data").rename(f / "other"), "", {"data__root": "other", "data__check": "headers"}
@@ -173,7 +171,7 @@ HARMLESS: dict[str, Way] = {
 
 def settings_of(folder: Path, stands: str, **settings) -> Config:
     """A short run with images that have no labels."""
-    settings = {"data__root": "data", "data__format": "camvid", "data__unlabelled": "more"} | settings
+    settings = {"data__root": "data", "data__format": "camvid", "data__unlabeled": "more"} | settings
     if stands in (IN_STUDENT, END):
         settings["teacher__checkpoint"] = folder / "teacher"
     settings["data__root"] = folder / settings["data__root"]

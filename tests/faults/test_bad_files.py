@@ -123,7 +123,7 @@ def test_a_file_that_goes_away_is_named_and_the_run_goes_on_once_it_is_back(tmp_
     assert IMAGE in launch.output().splitlines()[-1]
     (root / "away.jpg").rename(root / IMAGE)
     again = Launch(distil, (folder, settings), 1, tmp_path / "again")
-    while "goes on from step" not in again.output():
+    while "resumes from step" not in again.output():
         assert again.running, again.output()
         time.sleep(0.01)
     again.kill()

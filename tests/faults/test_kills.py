@@ -13,7 +13,7 @@ pytestmark = pytest.mark.xdist_group("clock")  # watches the clock, and starts p
 
 
 def test_a_killed_tuning_leaves_nothing_beside_the_student(tmp_path):
-    draw_camvid(tmp_path / "data", unlabelled=4)
+    draw_camvid(tmp_path / "data", unlabeled=4)
     place, settings = tmp_path / "run", JOB | {"data__root": str(tmp_path / "data")}
     launch = Launch(tuning_that_dies, (place, settings), 1, tmp_path / "log")
     assert launch.wait() == [-signal.SIGKILL], launch.output()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mixing import HARMLESS, IN_STUDENT, STANDS, WAYS, Way, mixings, ready, start_again
+from mixing import IN_STUDENT, RUNTIME_SETTINGS, STANDS, WAYS, Way, mixings, ready, start_again
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_nothing_is_mixed_in_any_way(folder):
 
 def test_what_is_the_same_goes_on_and_ends_with_the_same_bits(folder):
     results = []
-    for way in HARMLESS.values():
+    for way in RUNTIME_SETTINGS.values():
         place = ready(folder, way.stands)
         code, said = start_again(place, way)
         assert (code, said) == (0, "")
@@ -39,7 +39,7 @@ def test_what_is_the_same_goes_on_and_ends_with_the_same_bits(folder):
     ("name", "allowed"),
     [
         ("a label, teacher from elsewhere", "data.train_files"),
-        ("an image more without labels", "data.unlabelled_files"),
+        ("an image more without labels", "data.unlabeled_files"),
         ("the teacher's mean", "teacher.files"),
     ],
 )

@@ -11,7 +11,7 @@ from harness import Launch, run, until
 from signals import SCENARIOS, signals
 from waits import WAITS, long_action, waits
 
-from distill.training.rank_failures import lost_are_named
+from distill.training.rank_failures import name_failed_ranks
 
 pytestmark = pytest.mark.xdist_group("clock")  # watches the clock, and starts processes of its own
 
@@ -50,7 +50,7 @@ def test_a_main_process_that_is_stuck_in_an_action_is_named(tmp_path):
 
 
 def test_an_error_of_its_own_is_not_taken_for_a_lost_process():
-    with pytest.raises(RuntimeError, match=r"^shape$"), lost_are_named(1):
+    with pytest.raises(RuntimeError, match=r"^shape$"), name_failed_ranks(1):
         raise RuntimeError("shape")
 
 
@@ -69,6 +69,9 @@ def test_every_wait_has_a_limit(tmp_path, name):
     ],
 )
 def test_every_timeout_of_gloo_is_one(said, monkeypatch):
-    monkeypatch.setattr("distill.training.rank_failures.lost_processes", lambda waited: ([1], waited))
-    with pytest.raises(ConnectionError, match=r"^process 1 does not answer .*timeout_seconds 6 s"), lost_are_named(6):
+    monkeypatch.setattr("distill.training.rank_failures.failed_ranks", lambda waited: ([1], waited))
+    with (
+        pytest.raises(ConnectionError, match=r"^process 1 does not answer .*timeout_seconds 6 s"),
+        name_failed_ranks(6),
+    ):
         raise RuntimeError(said)

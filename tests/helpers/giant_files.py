@@ -12,7 +12,7 @@ TILE = 25984
 
 
 def jpeg(width: int = WIDTH, height: int = HEIGHT) -> bytes:
-    """A grey JPEG of 12 bits a block: 2.25 MB for 16000×12000 pixels."""
+    """A gray JPEG of 12 bits a block: 2.25 MB for 16000×12000 pixels."""
     buffer = io.BytesIO()
     Image.new("L", (8, 8), 128).save(buffer, "JPEG", quality=75)
     header, start = bytearray(buffer.getvalue()), buffer.getvalue().index(b"\xff\xda")

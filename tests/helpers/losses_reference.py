@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.batch import UNLABELED, VOID, Outputs, Target
 
 LAYER_CHANNELS = {"encoder.3": 4, "encoder.4": 3, "encoder.5": 5, "decoder": 4}
 
@@ -26,7 +26,7 @@ def scene(
     teacher_channels: int = 0,
     scale: float = 2.0,
     void: float = 0.2,
-    unlabelled: float = 0.1,
+    unlabeled: float = 0.1,
 ) -> tuple[Outputs, Outputs, Tensor]:
     """Outputs of a student and a teacher, with maps as large as the images, and a mask; float64.
 
@@ -44,7 +44,7 @@ def scene(
 
     mask = torch.randint(0, classes, (images, *size), generator=random).byte()
     draw = torch.rand(images, *size, generator=random)
-    mask[draw < void + unlabelled] = UNLABELLED
+    mask[draw < void + unlabeled] = UNLABELED
     mask[draw < void] = VOID
     return network(0), network(teacher_channels), mask
 
@@ -83,9 +83,9 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp(min=1e-300))
 
 
-def counted(mask: Tensor, *, labelled: bool = False) -> Iterator[tuple[int, int, int]]:
+def counted(mask: Tensor, *, labeled: bool = False) -> Iterator[tuple[int, int, int]]:
     """The pixels (n, y, x) that count."""
-    limit = UNLABELLED if labelled else VOID
+    limit = UNLABELED if labeled else VOID
     for n, y, x in product(*map(range, mask.shape)):
         if mask[n, y, x] < limit:
             yield n, y, x
@@ -107,10 +107,10 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b)))
 
 
-def mean_over_pixels(student: Outputs, teacher: Outputs | None, mask: Tensor, function, labelled: bool = False):  # type: ignore[no-untyped-def]
+def mean_over_pixels(student: Outputs, teacher: Outputs | None, mask: Tensor, function, labeled: bool = False):  # type: ignore[no-untyped-def]
     """The mean of function(student's logits, teacher's, label) over the pixels that count."""
     values = []
-    for n, y, x in counted(mask, labelled=labelled):
+    for n, y, x in counted(mask, labeled=labeled):
         theirs = None if teacher is None else teacher.logits[n, :, y, x].numpy()
         values.append(function(student.logits[n, :, y, x].numpy(), theirs, int(mask[n, y, x])))
     return np.mean(values)
@@ -120,5 +120,5 @@ def shares(mask: Tensor, parts: int, processes: int) -> list[Target]:
     """The targets of a step split into equal parts, some of them micro-batches of each process."""
     step = Target.of(mask)
     micro_batches = parts // processes
-    labelled, valid = step.labelled_count.double() / processes, step.valid_count.double() / processes
-    return [Target(part, labelled, valid, micro_batches) for part in mask.chunk(parts)]
+    labeled, valid = step.labeled_count.double() / processes, step.valid_count.double() / processes
+    return [Target(part, labeled, valid, micro_batches) for part in mask.chunk(parts)]

@@ -8,7 +8,7 @@ from distill.deployment.runtime import OnnxModel
 
 
 def scenes(labels: OnnxModel, count: int, seed: int) -> Dataset:
-    """Blurred noise, labelled by the float file itself, so that this one scores 1."""
+    """Blurred noise, labeled by the float file itself, so that this one scores 1."""
     generator = np.random.default_rng(seed)
     images = []
     for _ in range(count):

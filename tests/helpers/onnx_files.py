@@ -25,8 +25,8 @@ def build(input_type: int = TensorProto.UINT8, size: tuple[int | str, int | str]
     nodes = [
         helper.make_node("Transpose", ["image"], ["nchw"], "transpose", perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["nchw"], ["float"], "cast", to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["float", "mean"], ["centred"], "sub"),
-        helper.make_node("Div", ["centred", "std"], ["scaled"], "div"),
+        helper.make_node("Sub", ["float", "mean"], ["centered"], "sub"),
+        helper.make_node("Div", ["centered", "std"], ["scaled"], "div"),
         helper.make_node("Conv", ["scaled", "w1", "b1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
         helper.make_node("Conv", ["r1", "w2"], ["c2"], "conv2", pads=[1, 1, 1, 1]),

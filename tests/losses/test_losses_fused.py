@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from losses_reference import relative
 
-from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.batch import UNLABELED, VOID, Outputs, Target
 from distill.cli import measure
 from distill.losses import TERMS
-from distill.losses.chunk_ops import by_hand, is_by_hand
+from distill.losses.chunk_ops import closed_form, is_closed_form
 from distill.losses.chunked import fused
 from distill.losses.pixel import DKD, KD
 from distill.losses.sections import Schedule
@@ -36,7 +36,7 @@ def networks(seed=0, *, images=2, stride=4, teacher_stride=8, size=(19, 30), ali
         outputs.append(Outputs(logits.to(dtype), size, padded, align_corners))
     mask = torch.randint(0, 5, (images, *size), generator=random).byte()
     mask[0, :4] = VOID
-    mask[-1, :, 5:9] = UNLABELLED
+    mask[-1, :, 5:9] = UNLABELED
     return outputs[0].logits.requires_grad_(), *outputs, mask
 
 
@@ -48,7 +48,7 @@ def plain(ce_weight, kd_weight, student, teacher, mask, temperature=1.0):
         ]
         for o in (student, teacher)
     )
-    labels = torch.where(mask < UNLABELLED, mask.long(), -100)
+    labels = torch.where(mask < UNLABELED, mask.long(), -100)
     ce = F.cross_entropy(s, labels, ignore_index=-100)
     kl = F.kl_div(F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1), reduction="none").sum(1)
     kd = kl[mask != VOID].mean() * temperature**2
@@ -124,8 +124,8 @@ def test_the_pair_by_hand_is_accurate_in_float32(seed, temperature, exponent):
     s, t = ((10**exponent * torch.randn(3, 6, 4, generator=random)).clamp(-1e4, 1e4) for _ in range(2))
     mask = torch.randint(0, 6, (3, 4), generator=random).byte()
     scales = torch.tensor([1.0, 1.0])
-    single = by_hand(None, s.new_tensor(temperature), scales, s, t, mask)
-    double = by_hand(None, s.double().new_tensor(temperature), scales.double(), s.double(), t.double(), mask)
+    single = closed_form(None, s.new_tensor(temperature), scales, s, t, mask)
+    double = closed_form(None, s.double().new_tensor(temperature), scales.double(), s.double(), t.double(), mask)
     for ours, exact in zip(single, double, strict=True):
         assert (ours.double() - exact).norm() <= 1e-3 * exact.norm() + 1e-6
 
@@ -141,8 +141,8 @@ def test_asking_for_norms_changes_no_bit(kd):
     assert torch.equal(*slopes)
 
 
-def test_only_the_plain_pair_goes_by_hand():
-    assert is_by_hand([CrossEntropy(CrossEntropyConfig(class_weights=WEIGHTS)), KD(KDConfig(temperature=3.0))])
+def test_only_the_plain_pair_goes_closed_form():
+    assert is_closed_form([CrossEntropy(CrossEntropyConfig(class_weights=WEIGHTS)), KD(KDConfig(temperature=3.0))])
     for other in (
         [KD(), CrossEntropy()],
         [CrossEntropy(CrossEntropyConfig(label_smoothing=0.1)), KD()],
@@ -151,7 +151,7 @@ def test_only_the_plain_pair_goes_by_hand():
         [CrossEntropy(), KD(KDConfig(standardize=True))],
         [CrossEntropy(), KD(KDConfig(confidence="entropy"))],
     ):
-        assert not is_by_hand(other)
+        assert not is_closed_form(other)
 
 
 def test_float32_gradients_are_within_a_millionth_of_float64():
@@ -231,7 +231,7 @@ def test_steps_may_be_split():
     parts = []
     for n in range(4):
         s, t = (Outputs(o.logits[n : n + 1], o.size, o.padded_size) for o in (student, teacher))
-        target = Target(mask[n : n + 1], step.labelled_count, step.valid_count, 4)
+        target = Target(mask[n : n + 1], step.labeled_count, step.valid_count, 4)
         parts.append(torch.autograd.grad(fused(terms, weights, s, t, target).total, x)[0])
     assert relative(sum(parts), whole) < 1e-12
 

@@ -16,7 +16,7 @@ from losses_reference import change, channels_of, gradients_of, leaves, relative
 from torch import nn
 
 from distill import losses
-from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.batch import UNLABELED, VOID, Outputs, Target
 from distill.losses import KD, TERMS, DKDConfig, KDConfig
 
 LABELS = ("cross_entropy", "ohem", "dice", "jaccard", "lovasz", "focal")
@@ -29,7 +29,7 @@ SETTINGS = {
     "kd": {"temperature": 2.0},
     "hint": {"layers": ["encoder.4", "decoder"]},
     "cirkd": {"region_slots": 3, "pixel_slots": 4},
-    # Without holes: these come from the random generator, and its adapter looks at neighbours.
+    # Without holes: these come from the random generator, and its adapter looks at neighbors.
     "mgd": {"layers": ["decoder"], "mask_ratio": 0.0},
 }
 
@@ -93,14 +93,14 @@ def test_void_does_not_count(name):
     student, teacher, mask = scene(2, void=0.3)
     uncounted = mask == VOID
     if TERMS[VARIANTS.get(name, (name,))[0]].needs_labels:
-        uncounted = mask >= UNLABELLED
+        uncounted = mask >= UNLABELED
     term = make(name, student, teacher).eval()
     noise = torch.Generator().manual_seed(5)
 
     def disturb(x):
         return torch.where(uncounted.unsqueeze(1), 30 * torch.randn(x.shape, generator=noise, dtype=x.dtype), x)
 
-    # The 3×3 convolutions of MGD's adapter look at the student's neighbours.
+    # The 3×3 convolutions of MGD's adapter look at the student's neighbors.
     other = student if name == "mgd" else change(student, disturb)
     value, grads = run(term, student, teacher, Target.of(mask))
     value_2, grads_2 = run(term, other, change(teacher, disturb), Target.of(mask))
@@ -116,7 +116,7 @@ def test_void_does_not_count(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fill", [VOID, UNLABELLED])
+@pytest.mark.parametrize("fill", [VOID, UNLABELED])
 def test_batches_without_anything_to_learn_give_zero(name, fill):
     student, teacher, _ = scene(3)
     mask = torch.full((2, 5, 7), fill, dtype=torch.uint8)
@@ -141,7 +141,7 @@ def test_one_void_image_beside_another_is_harmless(name):
 @pytest.mark.parametrize("size", [(1, 1), (4, 3)])
 @pytest.mark.parametrize("classes", [1, 2])
 def test_one_class_and_one_pixel_give_numbers(name, size, classes):
-    student, teacher, mask = scene(5, classes=classes, size=size, void=0, unlabelled=0)
+    student, teacher, mask = scene(5, classes=classes, size=size, void=0, unlabeled=0)
     for scale in (1.0, 0.0, 1e4):  # maps that are all 0 too, and huge ones
         changed = change(student, lambda x, scale=scale: (x * scale).float())
         term = make(name, student, teacher, classes).float()
@@ -238,7 +238,7 @@ def test_logit_shifts_do_not_matter(name):
 def test_the_order_of_classes_does_not_matter(name):
     student, teacher, mask = scene(9)
     order = torch.tensor([2, 0, 3, 1])
-    renamed = torch.where(mask < UNLABELLED, order.argsort()[mask.long().clamp(max=3)], mask.long()).byte()
+    renamed = torch.where(mask < UNLABELED, order.argsort()[mask.long().clamp(max=3)], mask.long()).byte()
     term = make(name, student, teacher).eval()
     value, _ = run(term, student, teacher, Target.of(mask))
     if hasattr(term, "class_weights") and term.class_weights is not None:
@@ -274,7 +274,7 @@ def test_steps_may_be_split(name, parts, processes):
     The network is a 1×1 convolution, the images between 2 % and 100 % void.
     """
     images = 12
-    _, teacher, mask = scene(11, images=images, size=(5, 10), void=0, unlabelled=0.1)
+    _, teacher, mask = scene(11, images=images, size=(5, 10), void=0, unlabeled=0.1)
     draw = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1))
     void = torch.tensor([0.02, 0.3, 0.9, 0.02, 0.5, 0.0, 0.1, 0.98, 0.7, 1.0, 1.0, 1.0]).view(-1, 1, 1)
     mask[draw < void] = VOID
@@ -307,7 +307,7 @@ def test_relational_terms_average_over_micro_batches(name):
     term = make(name, student, teacher).eval()
     parts = [slice(0, 2), slice(2, 4)]
     alone = [Target.of(mask[part]) for part in parts]
-    split = [Target(mask[part], step.labelled_count, step.valid_count, 2) for part in parts]
+    split = [Target(mask[part], step.labeled_count, step.valid_count, 2) for part in parts]
     values = [run(term, select(student, p), select(teacher, p), t)[0] for p, t in zip(parts, split, strict=True)]
     if name == "dist":  # its relation between classes is a mean over pixels
         term.config = replace(term.config, beta=0.0)
@@ -339,23 +339,23 @@ def test_no_gradient_goes_to_the_teacher(name):
     assert all(g is None for g in torch.autograd.grad(value, inputs, allow_unused=True))
 
 
-def test_no_loss_divides_by_hand():
+def test_no_loss_divides_closed_form():
     """Forgetting the step's count is a silent error, so only `Target` knows how to take a mean over a step."""
     for path in Path(losses.__file__).parent.glob("*.py"):
-        divisions = re.findall(r"/ *\w*\.(?:valid_count|labelled_count|micro_batches)", path.read_text())
+        divisions = re.findall(r"/ *\w*\.(?:valid_count|labeled_count|micro_batches)", path.read_text())
         assert not divisions, f"{path.name}: {divisions[0]}: use target.mean_over_pixels or mean_over_micro_batches"
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_shares_of_a_step_add_up_to_its_mean(parts):
-    mask = torch.tensor([[0, 1, VOID], [UNLABELLED, VOID, VOID], [1, UNLABELLED, 0]]).byte().unsqueeze(1)
+    mask = torch.tensor([[0, 1, VOID], [UNLABELED, VOID, VOID], [1, UNLABELED, 0]]).byte().unsqueeze(1)
     values = torch.arange(9.0, dtype=torch.float64).view(3, 1, 3)
     totals = [0.0, 0.0, 0.0]
     for rows, target in zip(values.chunk(parts), shares(mask, parts, 1), strict=True):
         totals[0] += target.mean_over_pixels(rows[target.valid].sum())
-        totals[1] += target.mean_over_pixels(rows[target.labelled].sum(), labelled=True)
+        totals[1] += target.mean_over_pixels(rows[target.labeled].sum(), labeled=True)
         totals[2] += target.mean_over_micro_batches(rows.mean())
-    assert totals == [values[mask != VOID].mean(), values[mask < UNLABELLED].mean(), values.mean()]
+    assert totals == [values[mask != VOID].mean(), values[mask < UNLABELED].mean(), values.mean()]
 
 
 def test_losses_take_the_tensors_of_any_loop():

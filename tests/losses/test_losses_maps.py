@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from losses_reference import channels_of, cosine, counted, kl, scene, softmax
 from torch import nn
 
-from distill.batch import UNLABELLED, VOID, Outputs, Target
+from distill.batch import UNLABELED, VOID, Outputs, Target
 from distill.losses import TERMS
 from distill.losses.cirkd import CIRKD, Memory
 from distill.losses.features import AT, MGD, Hint
-from distill.losses.geometry import Cells, cell_position, interpolation, pixel_centres
+from distill.losses.geometry import Cells, cell_position, interpolation, pixel_centers
 from distill.losses.maps import CWD, DIST
 from distill.losses.relational import IFVD, SKD
 from distill.losses.settings import ATConfig, CIRKDConfig, CWDConfig, DISTConfig, HintConfig, MGDConfig, SKDConfig
@@ -39,7 +39,7 @@ def places(outputs: Outputs, mask: torch.Tensor, n: int, layer: str = "decoder")
 def test_interpolation_is_pytorchs(cells, length, align_corners):
     x = torch.randn(1, 2, cells, 1, dtype=torch.float64)
     expected = F.interpolate(x, (length, 1), mode="bilinear", align_corners=align_corners)
-    positions = cell_position(pixel_centres(length, x.device), cells, length, align_corners)
+    positions = cell_position(pixel_centers(length, x.device), cells, length, align_corners)
     assert torch.allclose(interpolation(positions, cells) @ x, expected, atol=1e-12)
 
 
@@ -47,15 +47,15 @@ def test_interpolation_is_pytorchs(cells, length, align_corners):
 def test_each_pixel_belongs_to_the_nearest_cell(align_corners):
     mask = torch.randint(0, 3, (2, 9, 11)).byte()
     mask[0, :3] = VOID
-    mask[1, 4] = UNLABELLED
+    mask[1, 4] = UNLABELED
     cells = Cells((3, 4), (12, 12), align_corners)
     counts = cells.count(mask, 3, torch.float64)
-    centres = [
+    centers = [
         np.arange(n) * 11 / (n - 1) if align_corners else (np.arange(n) + 0.5) * 12 / n - 0.5 for n in cells.grid
     ]
     expected = np.zeros((2, 3, 3, 4))
-    for n, y, x in counted(mask, labelled=True):
-        near = [np.abs(c - at) for c, at in zip(centres, (y, x), strict=True)]
+    for n, y, x in counted(mask, labeled=True):
+        near = [np.abs(c - at) for c, at in zip(centers, (y, x), strict=True)]
         # A pixel halfway between two may go to either.
         choices = [
             (i, j) for i in np.flatnonzero(near[0] == near[0].min()) for j in np.flatnonzero(near[1] == near[1].min())
@@ -140,7 +140,7 @@ def test_ifvd_is_its_formula():
     errors = []
     for n in range(2):
         for k in range(4):
-            inside = [(i, j) for m, i, j in counted(mask, labelled=True) if m == n and mask[m, i, j] == k]
+            inside = [(i, j) for m, i, j in counted(mask, labeled=True) if m == n and mask[m, i, j] == k]
             s, t = (
                 np.array([o.features["decoder"][n, :, i, j].numpy() for i, j in inside]) for o in (student, teacher)
             )
@@ -220,7 +220,7 @@ def test_cirkd_memory_is_its_formula():
     regions = []
     for n in range(2):
         for k in range(3):
-            inside = [(i, j) for m, i, j in counted(mask, labelled=True) if m == n and mask[m, i, j] == k]
+            inside = [(i, j) for m, i, j in counted(mask, labeled=True) if m == n and mask[m, i, j] == k]
             if inside:
                 regions.append(np.mean([teacher.features["decoder"][n, :, i, j].numpy() for i, j in inside], 0))
     assert term.regions.contents()[1].sum() == len(regions)
@@ -257,7 +257,7 @@ def test_the_memory_may_grow_before_the_gradient_is_taken():
 
 
 def test_memory_takes_places_of_their_class_and_only_in_training():
-    student, teacher, mask = scene(11, void=0.1, unlabelled=0.4)
+    student, teacher, mask = scene(11, void=0.1, unlabeled=0.4)
     term = built(CIRKD(), student, teacher)
     term.eval()(student, teacher, Target.of(mask))
     assert term.pixels.pushed.sum() == 0

@@ -80,19 +80,19 @@ def test_forward_covers_the_modes_and_reverse_picks_one():
     )
 
     def fit(kind):
-        centre, log_width = torch.tensor(7.0, requires_grad=True), torch.tensor(0.5, requires_grad=True)
-        optimizer = torch.optim.Adam([centre, log_width], 0.1)
+        center, log_width = torch.tensor(7.0, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+        optimizer = torch.optim.Adam([center, log_width], 0.1)
         for _ in range(400):
-            bump = F.log_softmax(-((places - centre) ** 2) / (2 * (2 * log_width).exp()), 0).view(1, -1, 1)
+            bump = F.log_softmax(-((places - center) ** 2) / (2 * (2 * log_width).exp()), 0).view(1, -1, 1)
             optimizer.zero_grad()
             divergence(bump, teacher, kind).mean().backward()
             optimizer.step()
-        return float(centre.detach()), float(log_width.detach().exp())
+        return float(center.detach()), float(log_width.detach().exp())
 
-    centre, width = fit("forward_kl")
-    assert centre == pytest.approx(10, abs=0.3) and width > 4.5
-    centre, width = fit("reverse_kl")
-    assert centre == pytest.approx(5, abs=0.3) and width < 2
+    center, width = fit("forward_kl")
+    assert center == pytest.approx(10, abs=0.3) and width > 4.5
+    center, width = fit("reverse_kl")
+    assert center == pytest.approx(5, abs=0.3) and width < 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +182,7 @@ def test_confidence_gates_or_weights(kind, threshold):
     assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-12)
 
 
-def test_standardisation_is_a_z_score_over_the_classes():
+def test_standardization_is_a_z_score_over_the_classes():
     student, teacher, mask = scene(5)
 
     def pixel(s, t, _):
@@ -217,7 +217,7 @@ def others(name: str, s: torch.Tensor, t: torch.Tensor, temperature: float) -> t
 )
 @pytest.mark.parametrize("stride", ["full", "native"])
 def test_weights_of_other_projects_are_converted_as_documented(name, factor, stride):
-    student, teacher, mask = scene(6, void=0, unlabelled=0)
+    student, teacher, mask = scene(6, void=0, unlabeled=0)
     _, classes, height, width = student.logits.shape
     value = float(KD(KDConfig(temperature=4.0, stride=stride))(student, teacher, Target.of(mask)))
     converted = value * {"1": 1, "H·W": height * width, "1/C": 1 / classes}[factor]
@@ -237,7 +237,7 @@ def test_dkd_is_its_formula():
         return 9 * (1.5 * target + 2 * rest)
 
     term = DKD(DKDConfig(alpha=1.5, beta=2.0, temperature=3.0))
-    expected = mean_over_pixels(student, teacher, mask, pixel, labelled=True)
+    expected = mean_over_pixels(student, teacher, mask, pixel, labeled=True)
     assert float(term(student, teacher, Target.of(mask))) == pytest.approx(expected, rel=1e-10)
 
 
@@ -315,8 +315,8 @@ def test_bad_settings_are_refused(settings_):
         DKD(DKDConfig(temperature=-1))
 
 
-@pytest.mark.parametrize(("kind", "centre", "width"), [("forward_kl", 10.0, 7.1), ("reverse_kl", 5.0, 1.5)])
-def test_forward_kl_covers_both_modes_and_reverse_kl_picks_one(kind, centre, width):
+@pytest.mark.parametrize(("kind", "center", "width"), [("forward_kl", 10.0, 7.1), ("reverse_kl", 5.0, 1.5)])
+def test_forward_kl_covers_both_modes_and_reverse_kl_picks_one(kind, center, width):
     places = torch.arange(21, dtype=torch.float64)
 
     def bump(at, wide):
@@ -334,5 +334,5 @@ def test_forward_kl_covers_both_modes_and_reverse_kl_picks_one(kind, centre, wid
             optimizer.step()
         fits.append((value.item(), x[0].item(), x[1].exp().item()))
     _, at, wide = min(fits)
-    assert at == pytest.approx(centre, abs=0.05)
+    assert at == pytest.approx(center, abs=0.05)
     assert wide == pytest.approx(width, abs=0.05)

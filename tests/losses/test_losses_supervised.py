@@ -31,7 +31,7 @@ def test_cross_entropy_is_its_formula(weights, smoothing):
         return -(1 - smoothing) * w[y] * log_p[y] - smoothing / 4 * sum(w[k] * log_p[k] for k in range(4))
 
     term = CrossEntropy(CrossEntropyConfig(class_weights=weights, label_smoothing=smoothing))
-    expected = mean_over_pixels(student, None, mask, pixel, labelled=True)
+    expected = mean_over_pixels(student, None, mask, pixel, labeled=True)
     assert float(term(student, None, Target.of(mask))) == pytest.approx(expected, rel=1e-12)
 
 
@@ -67,7 +67,7 @@ def test_focal_is_its_formula():
             p = softmax(s)[y]
             return -WEIGHTS[y] * (1 - p) ** gamma * np.log(p)
 
-        expected = mean_over_pixels(student, None, mask, pixel, labelled=True)
+        expected = mean_over_pixels(student, None, mask, pixel, labeled=True)
         value = Focal(FocalConfig(gamma=gamma, class_weights=WEIGHTS))(student, None, Target.of(mask))
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
@@ -93,7 +93,7 @@ def test_focal_has_a_slope_where_a_pixel_is_surely_right():
 def test_ohem_keeps_the_hard_pixels(threshold, min_kept):
     student, _, mask = scene(3)
     probabilities = sorted(
-        softmax(student.logits[n, :, y, x].numpy())[int(mask[n, y, x])] for n, y, x in counted(mask, labelled=True)
+        softmax(student.logits[n, :, y, x].numpy())[int(mask[n, y, x])] for n, y, x in counted(mask, labeled=True)
     )
     hard = [p for p in probabilities if p < threshold]
     kept = max(len(hard), math.ceil(min_kept * len(probabilities)))
@@ -105,7 +105,7 @@ def test_ohem_keeps_the_hard_pixels(threshold, min_kept):
 def overlaps(student: Outputs, mask: torch.Tensor) -> list[tuple[float, float, float]]:
     """For each class that is present: Σ p over its pixels, Σ p over all pixels, its number of pixels."""
     sums = np.zeros((3, student.logits.shape[1]))
-    for n, y, x in counted(mask, labelled=True):
+    for n, y, x in counted(mask, labeled=True):
         p, label = softmax(student.logits[n, :, y, x].numpy()), int(mask[n, y, x])
         sums[0, label] += p[label]
         sums[1] += p
@@ -128,13 +128,13 @@ def test_dice_and_jaccard_are_their_formulas(smooth):
 
 
 def test_region_losses_are_smp_where_every_class_is_present():
-    student, _, mask = scene(5, unlabelled=0)
+    student, _, mask = scene(5, unlabeled=0)
     labels, target = mask.long(), Target.of(mask)
     dice = smp.losses.DiceLoss("multiclass", ignore_index=VOID)(student.logits, labels)
     assert float(Dice()(student, None, target)) == pytest.approx(float(dice), rel=1e-6)
     lovasz = smp.losses.LovaszLoss("multiclass", ignore_index=VOID)(student.logits.float(), labels)
     assert float(Lovasz()(student, None, target)) == pytest.approx(float(lovasz), rel=1e-6)
-    student, _, mask = scene(5, void=0, unlabelled=0)
+    student, _, mask = scene(5, void=0, unlabeled=0)
     jaccard = smp.losses.JaccardLoss("multiclass")(student.logits, mask.long())
     assert float(Jaccard()(student, None, Target.of(mask))) == pytest.approx(float(jaccard), rel=1e-6)
 
@@ -157,8 +157,8 @@ def test_lovasz_is_one_minus_iou_for_hard_predictions():
 def test_lovasz_is_the_sum_over_level_sets():
     """The Lovász extension of 1 - IoU: its mean over thresholds of the errors, integrated by steps."""
     student, _, mask = scene(6)
-    truth = np.array([int(mask[i]) for i in counted(mask, labelled=True)])
-    p = np.array([softmax(student.logits[n, :, y, x].numpy()) for n, y, x in counted(mask, labelled=True)])
+    truth = np.array([int(mask[i]) for i in counted(mask, labeled=True)])
+    p = np.array([softmax(student.logits[n, :, y, x].numpy()) for n, y, x in counted(mask, labeled=True)])
     losses = []
     for c in sorted(set(truth)):
         errors = np.abs((truth == c) - p[:, c])

@@ -30,7 +30,7 @@ def images(height: int, width: int, count: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("arch", ["unet", "fpn", "linknet", "deeplabv3plus", "pspnet", "upernet", "pan"])
-def test_forward_is_smps_on_the_normalised_and_padded_image(arch):
+def test_forward_is_smps_on_the_normalized_and_padded_image(arch):
     encoder = "resnet18" if arch in ("deeplabv3plus", "pan", "upernet") else "tu-test_resnet"
     ours, image = network(arch, encoder), images(50, 70)
     outputs = ours(image)
@@ -194,7 +194,7 @@ BAD_FILES = {
         }.items()
         for value in values
     },
-    "grey images": (changed(CONFIG, in_channels=1), "in_channels: 1, but images here are RGB"),
+    "gray images": (changed(CONFIG, in_channels=1), "in_channels: 1, but images here are RGB"),
     "one class": (changed(CONFIG, classes=1), "predicts one class"),
     "no class of network": (changed(CONFIG, _model_class=None), "_model_class: None; expected"),
     "a weights file elsewhere": (changed(CONFIG, checkpoint_path="x.pt"), "checkpoint_path: would read another file"),

@@ -84,15 +84,21 @@ def test_a_manifest_of_another_step_is_refused(tmp_path, step):
 
 
 def test_a_setting_that_an_older_version_did_not_have_was_at_its_default(tmp_path):
-    assert refuse_other_settings(tmp_path, {"seed": 1}, {"seed": 1, "data.unlabelled_share": 0.5}) == {}
-    with pytest.raises(ConfigError, match=r"data.unlabelled_share 0\.5 there, 0\.25 here"):
-        refuse_other_settings(tmp_path, {"seed": 1}, {"seed": 1, "data.unlabelled_share": 0.25})
+    assert refuse_other_settings(tmp_path, {"seed": 1}, {"seed": 1, "data.unlabeled_share": 0.5}) == {}
+    with pytest.raises(ConfigError, match=r"data.unlabeled_share 0\.5 there, 0\.25 here"):
+        refuse_other_settings(tmp_path, {"seed": 1}, {"seed": 1, "data.unlabeled_share": 0.25})
 
 
 def test_a_setting_that_is_gone_had_the_value_that_means_what_is_done_now(tmp_path):
     assert refuse_other_settings(tmp_path, {"seed": 1, "kd.reduction": "mean"}, {"seed": 1}) == {}
     with pytest.raises(ConfigError, match=r"kd.reduction 'mmrazor' there, None here"):
         refuse_other_settings(tmp_path, {"seed": 1, "kd.reduction": "mmrazor"}, {"seed": 1})
+
+
+def test_a_setting_that_has_a_new_name_is_compared_under_it(tmp_path):
+    assert refuse_other_settings(tmp_path, {"data.unlabelled_share": 0.25}, {"data.unlabeled_share": 0.25}) == {}
+    with pytest.raises(ConfigError, match=r"data\.unlabeled_share 0\.25 there, 0\.5 here"):
+        refuse_other_settings(tmp_path, {"data.unlabelled_share": 0.25}, {"data.unlabeled_share": 0.5})
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):

@@ -68,7 +68,7 @@ def test_half_precision_logits_keep_their_gradient(tmp_path):
     config = tiny_config(tmp_path)
     objective = build_objective(config, *networks(config))
     student, teacher, target = batch(torch.float16)
-    target.labelled_count = target.valid_count = torch.tensor(1e7)  # a step of many pixels: gradients near 1e-7
+    target.labeled_count = target.valid_count = torch.tensor(1e7)  # a step of many pixels: gradients near 1e-7
     (objective(student, teacher, target).total * 2.0**16).backward()
     exact, _, _ = batch(torch.float16)
     exact.logits = exact.logits.detach().double().requires_grad_()
@@ -85,7 +85,7 @@ def test_distiller_holds_student_and_adapters_but_no_teacher(tmp_path):
     assert all(name.startswith(("student.model.", "objective.terms.hint.")) for name in names)
 
 
-def test_schedules_by_hand():
+def test_schedules_closed_form():
     assert Schedule().value(3.0, 5, 10) == 3.0
     assert [Schedule("linear", 1.0).value(3.0, step, 5) for step in range(5)] == pytest.approx([3, 2.5, 2, 1.5, 1])
     cosine = [Schedule("cosine", 0.0).value(1.0, step, 5) for step in range(5)]

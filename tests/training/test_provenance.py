@@ -11,7 +11,7 @@ from distill import models
 from distill.config.schema import Config, flatten
 from distill.errors import ConfigError
 from distill.models.smp_files import FILES
-from distill.training.provenance import RECORD, as_made, compare_folder, network_files, stage_settings
+from distill.training.provenance import RECORD, as_made, compare_folder, network_files, settings_of_stage
 from distill.training.stage import STAGES, STUDENT
 
 DATA = {"data.train_files": "8 files, sha256 12", "data.val_files": "4 files, sha256 34"}
@@ -21,13 +21,13 @@ def finish(folder: Path, *names: str, files=DATA, **settings) -> None:
     """Records of stages that were finished with these settings."""
     for name in names:
         (folder / name).mkdir(parents=True)
-        made = stage_settings(tiny_config(folder, **settings), STAGES[name], 1, files)
+        made = settings_of_stage(tiny_config(folder, **settings), STAGES[name], 1, files)
         (folder / name / RECORD).write_text(json.dumps({"settings": made}))
 
 
 def compare(folder: Path, allowed: str, underway=(), files=DATA, **settings) -> list[str]:
     config = tiny_config(folder, allow_change=f"[{allowed}]", **settings)
-    begun = {name: stage_settings(tiny_config(folder), STAGES[name], 1, files) for name in underway}
+    begun = {name: settings_of_stage(tiny_config(folder), STAGES[name], 1, files) for name in underway}
     return compare_folder(config, 1, files, begun)
 
 
@@ -87,7 +87,7 @@ def test_records_without_fingerprints_are_not_compared(tmp_path):
 
 def test_settings_as_they_were(tmp_path):
     made = tiny_config(tmp_path, seed=5, kd__weight=2.0, data__crop_size=[32, 32])
-    settings = json.loads(json.dumps(stage_settings(made, STUDENT, 1)))
+    settings = json.loads(json.dumps(settings_of_stage(made, STUDENT, 1)))
     assert as_made(tiny_config(tmp_path), settings) == made
 
 

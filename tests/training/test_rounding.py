@@ -1,4 +1,4 @@
-"""Quantisation-aware training: what it computes, that it leaves no trace, and that a run uses it where 8 bits fail."""
+"""Quantization-aware training: what it computes, that it leaves no trace, and that a run uses it where 8 bits fail."""
 
 import json
 from dataclasses import replace
@@ -14,12 +14,12 @@ from distill.errors import ExportError
 from distill.models.network import build
 from distill.pipeline import distil
 from distill.reporting import artifacts
-from distill.training.qat import RoundedInput, RoundedWeight, settle, simulate
+from distill.training.qat import FakeQuantWeight, RoundedInput, insert_fake_quant, remove_fake_quant
 
 
 def test_weights_have_a_scale_a_channel_and_at_most_255_values():
     weight = torch.randn(4, 3, 3, 3) * torch.tensor([0.01, 1, 100, 0]).view(4, 1, 1, 1)
-    rounded = RoundedWeight(0)(weight)
+    rounded = FakeQuantWeight(0)(weight)
     step = weight.abs().amax((1, 2, 3), keepdim=True) / 127
     assert ((rounded - weight).abs() <= step / 2 + 1e-6 * step).all()
     levels = rounded[:3] / step[:3]
@@ -29,7 +29,7 @@ def test_weights_have_a_scale_a_channel_and_at_most_255_values():
 
 def test_folding_a_scale_a_channel_into_the_weights_changes_nothing():
     weight, scale = torch.randn(5, 7, 3, 3), torch.rand(5, 1, 1, 1) + 0.5
-    assert torch.allclose(RoundedWeight(0)(weight * scale), RoundedWeight(0)(weight) * scale, atol=1e-5)
+    assert torch.allclose(FakeQuantWeight(0)(weight * scale), FakeQuantWeight(0)(weight) * scale, atol=1e-5)
 
 
 def test_inputs_hold_zero_and_the_gradient_passes_where_nothing_is_clipped():
@@ -50,13 +50,13 @@ def test_settled_is_the_same_network_again():
     network = build(NetworkConfig(arch="fpn", encoder_name="tu-test_resnet"), ["a", "b"]).eval()
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     names, before = sorted(network.state_dict()), network(image).logits
-    simulate(network)
+    insert_fake_quant(network)
     network.train()
     network(image)
     network.eval()
     rounded = network(image).logits
     assert 0 < (rounded - before).abs().max() < before.abs().max()
-    settle(network)
+    remove_fake_quant(network)
     assert sorted(network.state_dict()) == names
     assert not any(module._forward_pre_hooks for module in network.modules())
     assert not any(isinstance(module, RoundedInput) for module in network.modules())
@@ -64,7 +64,7 @@ def test_settled_is_the_same_network_again():
 
 def test_layers_with_few_terms_have_rounded_weights_only():
     network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 5))
-    simulate(network)
+    insert_fake_quant(network)
     assert [hasattr(layer, "rounded_input") for layer in network] == [False, True]
 
 

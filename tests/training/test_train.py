@@ -11,7 +11,7 @@ from trainings import digest, run_of, same_bits, teacher_of
 from distill import models
 from distill.config.schema import Config
 from distill.errors import ConfigError, Stopped
-from distill.pipeline import run_stage, stage_settings
+from distill.pipeline import run_stage, settings_of_stage
 from distill.reporting.report import _sentences
 from distill.training.distributed import start
 from distill.training.optim import schedule
@@ -104,7 +104,7 @@ def test_whatever_holds_state_goes_on(tmp_path, name):
     ],
     ids=["plain", "accumulation", "many-terms"],
 )
-def test_what_is_logged_does_not_change_what_is_learnt(tmp_path, settings):
+def test_what_is_logged_does_not_change_what_is_learned(tmp_path, settings):
     settings = {"student__max_train_steps": 4} | settings
     digests = set()
     for logging_steps in (1, 2, 100):
@@ -186,10 +186,10 @@ def test_seeds_differ_between_steps_and_processes():
 def test_settings_of_a_stage_leave_out_what_does_not_reach_it(tmp_path):
     config = tiny_config(tmp_path)
     other = tiny_config(tmp_path, kd__weight=3, student__learning_rate=1, data__num_workers=5)
-    assert stage_settings(config, TEACHER, 1) == stage_settings(other, TEACHER, 1)
-    assert stage_settings(config, BASELINE, 1) != stage_settings(other, BASELINE, 1)
-    assert stage_settings(config, STUDENT, 1) != stage_settings(config, STUDENT, 2)
-    assert json.dumps(stage_settings(config, STUDENT, 1))
+    assert settings_of_stage(config, TEACHER, 1) == settings_of_stage(other, TEACHER, 1)
+    assert settings_of_stage(config, BASELINE, 1) != settings_of_stage(other, BASELINE, 1)
+    assert settings_of_stage(config, STUDENT, 1) != settings_of_stage(config, STUDENT, 2)
+    assert json.dumps(settings_of_stage(config, STUDENT, 1))
 
 
 def stopped_at_2(folder, **settings) -> None:
@@ -252,7 +252,7 @@ def test_what_is_finished_stays_as_it_is_when_a_setting_may_change(tmp_path, cap
     with pytest.raises(ConfigError, match=r"seed 0 there, 5 here\); .*--allow_change"):
         run_stage(run_of(tiny_config(tmp_path, seed=5)), BASELINE)
     run_stage(run_of(tiny_config(tmp_path, seed=5, allow_change="[seed]")), BASELINE)
-    assert "is there already, made before the change of seed" in capsys.readouterr().out
+    assert "is already there, made before the change of seed" in capsys.readouterr().out
     assert (tmp_path / "baseline" / "stage.json").read_bytes() == before
 
 
@@ -270,7 +270,7 @@ def test_the_instructions_of_the_processor_are_among_the_facts(tmp_path, monkeyp
     }
 
 
-def test_synchronised_norms_train_and_load_into_plain_ones(tmp_path):
+def test_synchronized_norms_train_and_load_into_plain_ones(tmp_path):
     settings = {"student__encoder_name": "tu-test_efficientnet"}  # its norms hold the activations
     plain = Trainer(run_of(tiny_config(tmp_path / "plain", **settings)), BASELINE, {}).train()
     run = run_of(tiny_config(tmp_path / "sync", sync_batchnorm="true", **settings))
@@ -298,6 +298,6 @@ def test_accelerate_does_not_divide_the_loss_again(tmp_path, monkeypatch):
     assert weight.grad == 2
 
 
-def test_synchronised_norms_are_refused_on_a_cpu(tmp_path):
+def test_synchronized_norms_are_refused_on_a_cpu(tmp_path):
     with pytest.raises(ConfigError, match="sync_batchnorm: needs GPUs, the device here is cpu"):
         start(tiny_config(tmp_path, sync_batchnorm="true"))

@@ -1,11 +1,11 @@
-"""The embedded data set: a small harbour, drawn anew for every index, at changing hours and in changing weather.
+"""The embedded data set: a small harbor, drawn anew for every index, at changing hours and in changing weather.
 
-It lets the whole pipeline run without a download, and it is made to be hard for a small network: colours overlap
+It lets the whole pipeline run without a download, and it is made to be hard for a small network: colors overlap
 between classes (a mirrored house is water, the sun is sky, a mast belongs to its boat while a lamp post is a pole),
 so texture, shape and context have to tell; thin and rare things decide the mIoU.
 
 A scene is painted from back to front on one uint8 canvas `[h, w, 4]` of red, green, blue and class id, at least
-twice as large as the image. Things are polygons in metres on a ground plane seen from a little above, so their
+twice as large as the image. Things are polygons in meters on a ground plane seen from a little above, so their
 size follows from where they stand. Waves, texture, shadows and sensor noise come last. No random number but the
 sensor noise depends on the size: another size shows the same scene.
 """
@@ -38,12 +38,12 @@ from distill.data.synthetic.shapes import (
     Shapes,
     balloon,
     blend,
-    colours_of,
+    colors_of,
     pick,
 )
 
 SMALLEST_SIZE = 32
-EYE_HEIGHT_METRES = 4.8
+EYE_HEIGHT_METERS = 4.8
 SUBPIXEL_BITS = 3  # polygon corners are rounded to eighths of a pixel of the canvas
 
 
@@ -84,7 +84,7 @@ def _between(one: Array, other: Array, x: Array) -> Array:
 
 @dataclass
 class Thing:
-    """A thing and where its foot stands, in shares of the width and the height; `scale` is canvas pixels a metre."""
+    """A thing and where its foot stands, in shares of the width and the height; `scale` is canvas pixels a meter."""
 
     shapes: Shapes
     label: int
@@ -110,23 +110,23 @@ class Canvas:
         self.pixels = np.zeros((height, width, 4), np.uint8)
         self.shade = np.zeros((height, width), np.uint8)
 
-    def seen(self, colours: Array, label: int, distance: float) -> list[list[int]]:
-        """Colours `[N, 3]` under this light through haze (distance 0 to 1), with the label: ready to be painted."""
-        colours = blend(colours * self.setting.tint, self.setting.low, distance * self.setting.haze)
-        return [[*colour, label] for colour in colours.clip(0, 255).astype(int).tolist()]
+    def seen(self, colors: Array, label: int, distance: float) -> list[list[int]]:
+        """Colors `[N, 3]` under this light through haze (distance 0 to 1), with the label: ready to be painted."""
+        colors = blend(colors * self.setting.tint, self.setting.low, distance * self.setting.haze)
+        return [[*color, label] for color in colors.clip(0, 255).astype(int).tolist()]
 
-    def fill(self, points: Array, colour: Array, label: int, distance: float) -> None:
+    def fill(self, points: Array, color: Array, label: int, distance: float) -> None:
         """Paint a polygon `[K, 2]` in shares of the width and the height."""
         corners = (points * (self.width, self.height) * 2**SUBPIXEL_BITS).astype(np.int32)
-        cv2.fillPoly(self.pixels, [corners], self.seen(colour[None], label, distance)[0], shift=SUBPIXEL_BITS)
+        cv2.fillPoly(self.pixels, [corners], self.seen(color[None], label, distance)[0], shift=SUBPIXEL_BITS)
 
     def make(self, rng: np.random.Generator, label: int, x: float, y: float) -> Thing:
         """A thing that stands at (x, y), in perspective; its thinnest parts are told how thin they may be."""
-        scale = (y - self.horizon) / EYE_HEIGHT_METRES * self.unit
+        scale = (y - self.horizon) / EYE_HEIGHT_METERS * self.unit
         return Thing(THINGS[label](rng, self.setting, 0.02 * self.unit / scale), label, x, y, scale)
 
     def corners(self, thing: Thing, axes: Array) -> list[Array]:
-        """Its polygons on the canvas; `axes` maps metres right and up to metres right and down."""
+        """Its polygons on the canvas; `axes` maps meters right and up to meters right and down."""
         foot = np.array((thing.x * self.width, thing.y * self.height))
         points = np.concatenate([polygon for polygon, _ in thing.shapes])
         points = ((points @ axes * thing.scale + foot) * 2**SUBPIXEL_BITS).astype(np.int32)
@@ -135,13 +135,13 @@ class Canvas:
 
     def stamp(self, thing: Thing, mirrored: bool = False) -> None:
         """Paint a thing, or its mirror image in the water below it."""
-        distance = min(1, 0.05 / (0.02 + thing.scale / self.unit * EYE_HEIGHT_METRES))
-        colours, axes, label = np.stack([colour for _, colour in thing.shapes]), np.diag((1, -1)), thing.label
+        distance = min(1, 0.05 / (0.02 + thing.scale / self.unit * EYE_HEIGHT_METERS))
+        colors, axes, label = np.stack([color for _, color in thing.shapes]), np.diag((1, -1)), thing.label
         if mirrored:
-            colours = blend(colours * 0.8, self.setting.water / self.setting.tint, 0.5)
+            colors = blend(colors * 0.8, self.setting.water / self.setting.tint, 0.5)
             axes, label = np.eye(2), WATER
-        for polygon, colour in zip(self.corners(thing, axes), self.seen(colours, label, distance), strict=True):
-            cv2.fillPoly(self.pixels, [polygon], colour, shift=SUBPIXEL_BITS)
+        for polygon, color in zip(self.corners(thing, axes), self.seen(colors, label, distance), strict=True):
+            cv2.fillPoly(self.pixels, [polygon], color, shift=SUBPIXEL_BITS)
 
     def cast(self, thing: Thing) -> None:
         """The shadow that a thing throws on the ground."""
@@ -172,12 +172,12 @@ def _paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
 def _paint_hills(canvas: Canvas, rng: np.random.Generator) -> None:
     """Two to four ridges, the farther the hazier."""
     base, gain, ridges = np.full(97, canvas.horizon + 0.03), rng.uniform(0.35, 0.6), rng.integers(2, 5)
-    colour = blend(pick(rng, GROUNDS[:3]) * 0.7, colours_of((88, 100, 128))[0], rng.uniform(0, 0.9))
+    color = blend(pick(rng, GROUNDS[:3]) * 0.7, colors_of((88, 100, 128))[0], rng.uniform(0, 0.9))
     for near in np.arange(1, ridges + 1) / ridges:
         rise = rng.uniform(0.05, 0.22) * (1.2 - 0.8 * near)
         top = canvas.horizon - rise - 0.5 * rise * _ridge(rng, gain)
         ridge = _between(np.minimum(top, canvas.horizon), base, EDGE_TO_EDGE)
-        canvas.fill(ridge, colour * (1.1 - 0.3 * near), HILLS, 1 - 0.7 * near)
+        canvas.fill(ridge, color * (1.1 - 0.3 * near), HILLS, 1 - 0.7 * near)
 
 
 def _paint_balloons(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -259,7 +259,7 @@ def _develop(canvas: Canvas, rng: np.random.Generator) -> Array:
     height, width, label = canvas.height, canvas.width, cv2.extractChannel(canvas.pixels, 3)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     below = np.maximum(0, y / height - canvas.horizon)
-    # Rows of the wave pattern are packed towards the horizon, as perspective packs them.
+    # Rows of the wave pattern are packed toward the horizon, as perspective packs them.
     packed = (160 * np.log1p(below[:, 0] * 8)).astype(int) % 320
     waves = _noise(rng, 160, 20, 320, width)[packed]
     shift = waves * below * np.float32(0.03 * canvas.unit)

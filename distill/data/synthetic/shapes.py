@@ -1,4 +1,4 @@
-"""What stands in the drawn scenes, in metres and as polygons: trees, houses, boats, people; and their light."""
+"""What stands in the drawn scenes, in meters and as polygons: trees, houses, boats, people; and their light."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-Shapes = list[tuple[Array, Array]]  # polygons `[K, 2]` in metres, y up, each with its colour `[3]`, back to front
+Shapes = list[tuple[Array, Array]]  # polygons `[K, 2]` in meters, y up, each with its color `[3]`, back to front
 
 CLASSES = ("sky", "hills", "water", "ground", "tree", "house", "boat", "pole", "person", "balloon")
 PALETTE = (
@@ -26,39 +26,39 @@ PALETTE = (
 SKY, HILLS, WATER, GROUND, TREE, HOUSE, BOAT, POLE, PERSON, BALLOON = range(len(CLASSES))
 
 
-def colours_of(*rgb: tuple[float, float, float]) -> Array:
-    """A table of colours, float32 `[N, 3]`, 0 to 255."""
+def colors_of(*rgb: tuple[float, float, float]) -> Array:
+    """A table of colors, float32 `[N, 3]`, 0 to 255."""
     return np.array(rgb, np.float32)
 
 
 # From dawn over noon to night: the sky above, the sky at the horizon, the light, deep water.
 HOURS = np.stack(
     [
-        colours_of((104, 126, 178), (252, 200, 176), (224, 196, 200), (62, 96, 128)),
-        colours_of((104, 172, 220), (228, 238, 232), (255, 248, 234), (44, 120, 142)),
-        colours_of((66, 146, 214), (196, 226, 236), (255, 255, 252), (26, 110, 150)),
-        colours_of((118, 156, 190), (255, 214, 146), (255, 222, 168), (54, 108, 122)),
-        colours_of((84, 76, 132), (248, 140, 100), (212, 156, 150), (52, 60, 100)),
-        colours_of((34, 42, 90), (122, 110, 156), (136, 136, 176), (28, 44, 82)),
+        colors_of((104, 126, 178), (252, 200, 176), (224, 196, 200), (62, 96, 128)),
+        colors_of((104, 172, 220), (228, 238, 232), (255, 248, 234), (44, 120, 142)),
+        colors_of((66, 146, 214), (196, 226, 236), (255, 255, 252), (26, 110, 150)),
+        colors_of((118, 156, 190), (255, 214, 146), (255, 222, 168), (54, 108, 122)),
+        colors_of((84, 76, 132), (248, 140, 100), (212, 156, 150), (52, 60, 100)),
+        colors_of((34, 42, 90), (122, 110, 156), (136, 136, 176), (28, 44, 82)),
     ]
 )
-GROUNDS = colours_of((134, 158, 84), (104, 136, 74), (176, 160, 96), (214, 194, 148), (160, 152, 140))
-LEAVES = colours_of(
+GROUNDS = colors_of((134, 158, 84), (104, 136, 74), (176, 160, 96), (214, 194, 148), (160, 152, 140))
+LEAVES = colors_of(
     (70, 120, 62), (104, 146, 66), (52, 96, 78), (86, 128, 84), (204, 134, 52), (178, 78, 54), (222, 162, 170)
 )
 NEEDLES = LEAVES[2:3]
-WALLS = colours_of(
+WALLS = colors_of(
     (240, 232, 214), (226, 184, 112), (176, 72, 56), (156, 184, 196), (226, 166, 150), (150, 158, 126), (126, 110, 98)
 )
-ROOFS = colours_of((186, 92, 66), (96, 100, 116), (122, 78, 62), (70, 92, 96), (150, 118, 92))
-HULLS = colours_of((244, 240, 230), (182, 60, 50), (44, 74, 118), (58, 112, 100), (162, 108, 66), (60, 54, 60))
-SAILS = colours_of((250, 246, 234), (240, 222, 184), (198, 84, 60), (84, 120, 150))
-CLOTHES = colours_of(
+ROOFS = colors_of((186, 92, 66), (96, 100, 116), (122, 78, 62), (70, 92, 96), (150, 118, 92))
+HULLS = colors_of((244, 240, 230), (182, 60, 50), (44, 74, 118), (58, 112, 100), (162, 108, 66), (60, 54, 60))
+SAILS = colors_of((250, 246, 234), (240, 222, 184), (198, 84, 60), (84, 120, 150))
+CLOTHES = colors_of(
     (206, 64, 60), (238, 190, 72), (58, 92, 146), (244, 240, 232), (66, 62, 70), (110, 142, 96), (150, 96, 140)
 )
-IRON = colours_of((60, 54, 60), (52, 76, 78))
-SKINS = colours_of((236, 196, 168), (196, 146, 112), (128, 88, 66))
-WOOD, AMBER, GLASS, CREAM = colours_of((92, 72, 58), (255, 214, 124), (84, 104, 122), (250, 246, 232))
+IRON = colors_of((60, 54, 60), (52, 76, 78))
+SKINS = colors_of((236, 196, 168), (196, 146, 112), (128, 88, 66))
+WOOD, AMBER, GLASS, CREAM = colors_of((92, 72, 58), (255, 214, 124), (84, 104, 122), (250, 246, 232))
 
 
 def blend(a: Array, b: Array, share: float | Array) -> Array:
@@ -66,9 +66,9 @@ def blend(a: Array, b: Array, share: float | Array) -> Array:
     return a + (b - a) * share
 
 
-def pick(rng: np.random.Generator, colours: Array) -> Array:
-    """One of the colours, a little different every time."""
-    return colours[rng.integers(len(colours))] + rng.uniform(-12, 12, 3)
+def pick(rng: np.random.Generator, colors: Array) -> Array:
+    """One of the colors, a little different every time."""
+    return colors[rng.integers(len(colors))] + rng.uniform(-12, 12, 3)
 
 
 def _polygon(*corners: tuple[float, float]) -> Array:
@@ -84,7 +84,7 @@ _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
 
 
 def _disc(x: float, y: float, width: float, height: float) -> Array:
-    """An ellipse by its centre and half axes."""
+    """An ellipse by its center and half axes."""
     return _CIRCLE * (width, height) + (x, y)
 
 
@@ -93,15 +93,15 @@ class Setting:
     """The hour, the weather and the season.
 
     Attributes:
-        above: colour of the sky above.
-        low: colour of the sky at the horizon, and of the haze.
-        tint: what the light leaves of a colour, 0.4 to 1, `[3]`.
-        water: colour of deep water.
+        above: color of the sky above.
+        low: color of the sky at the horizon, and of the haze.
+        tint: what the light leaves of a color, 0.4 to 1, `[3]`.
+        water: color of deep water.
         sun: where the sun stands, -1 (left) to 1 (right).
         haze: how much haze there is, 0 to 1.
         cloud: how much of the sky is covered, 0 to 1.
         lamps: whether windows and lamps are lit.
-        leaves: the season's colours `[2, 3]`.
+        leaves: the season's colors `[2, 3]`.
     """
 
     above: Array
@@ -120,10 +120,10 @@ class Setting:
         hour = rng.uniform(0, len(HOURS) - 1.001)
         above, low, light, water = blend(HOURS[int(hour)], HOURS[int(hour) + 1], hour % 1)
         cloud = rng.uniform(0.1, 1)
-        grey, overcast = 2 * max(0.0, cloud - 0.7), np.full(3, 0.7 * light.mean())
+        gray, overcast = 2 * max(0.0, cloud - 0.7), np.full(3, 0.7 * light.mean())
         return cls(
-            above=blend(above, overcast * 0.85, grey),
-            low=blend(low, overcast * 1.1, grey),
+            above=blend(above, overcast * 0.85, gray),
+            low=blend(low, overcast * 1.1, gray),
             tint=light / 255,
             water=water,
             sun=rng.uniform(-1, 1),
@@ -134,7 +134,7 @@ class Setting:
         )
 
     def shining(self, lit: Array, unlit: Array) -> Array:
-        """A colour that shines by itself while the lamps are lit."""
+        """A color that shines by itself while the lamps are lit."""
         return lit / self.tint if self.lamps else unlit
 
 
@@ -153,11 +153,11 @@ def _tree(rng: np.random.Generator, setting: Setting, thin: float) -> Shapes:
         shapes.append((height * _disc(0, 0.56, 0.13, 0.46), leaf * 0.78))
         shapes.append((height * _disc(0.03 * side, 0.6, 0.08, 0.38), leaf * 1.08))
     else:
-        centres, radii = rng.uniform((-0.26, 0.42), (0.26, 0.8), (6, 2)), rng.uniform(0.14, 0.21, 6)
+        centers, radii = rng.uniform((-0.26, 0.42), (0.26, 0.8), (6, 2)), rng.uniform(0.14, 0.21, 6)
         if kind == "bush":
-            centres, radii = centres * (0.5, 0.3) - (0, 0.06), radii * 0.5
+            centers, radii = centers * (0.5, 0.3) - (0, 0.06), radii * 0.5
         for shade, shift, size in ((0.7, 0.0, 1.0), (0.95, 0.18, 0.8), (1.2, 0.42, 0.42)):
-            for (x, y), r in zip(centres, radii, strict=True):
+            for (x, y), r in zip(centers, radii, strict=True):
                 blob = _disc(x + side * shift * r, y + shift * r, size * r, 0.92 * size * r)
                 shapes.append((height * blob, leaf * shade))
     return shapes
@@ -214,7 +214,7 @@ def _boat(rng: np.random.Generator, setting: Setting, thin: float) -> Shapes:
         shapes.append((_box(-0.2, 0.27, -0.06, 0.37), setting.shining(AMBER, GLASS)))
     shapes.append((_polygon((-0.5, 0.15), (0.52, 0.2), (0.38, -0.01), (-0.43, -0.01)), hull))
     shapes.append((_polygon((-0.5, 0.15), (0.52, 0.2), (0.49, 0.15), (-0.48, 0.1)), blend(hull, trim, 0.7)))
-    return [(points * (bow * length, length), colour) for points, colour in shapes]
+    return [(points * (bow * length, length), color) for points, color in shapes]
 
 
 def _person(rng: np.random.Generator, setting: Setting, thin: float) -> Shapes:
@@ -232,19 +232,19 @@ def _person(rng: np.random.Generator, setting: Setting, thin: float) -> Shapes:
     ]
     if rng.random() < 0.6:
         shapes.append((_box(-0.22, 1.78, 0.22, 1.96), pick(rng, CLOTHES)))
-    return [(points * size, colour) for points, colour in shapes]
+    return [(points * size, color) for points, color in shapes]
 
 
 def _pole(rng: np.random.Generator, setting: Setting, thin: float) -> Shapes:
     """A lamp post or a telegraph pole."""
     lamp, half, height = rng.random() < 0.6, max(0.28, thin) / 2, rng.uniform(3.2, 4.4)
-    colour = pick(rng, IRON if lamp else WOOD[None])
-    shapes: Shapes = [(_box(-half, 0, half, height), colour)]
+    color = pick(rng, IRON if lamp else WOOD[None])
+    shapes: Shapes = [(_box(-half, 0, half, height), color)]
     if lamp:
-        shapes.append((_box(-2 * half, 0, 2 * half, 0.5), colour))
+        shapes.append((_box(-2 * half, 0, 2 * half, 0.5), color))
         shapes.append((_disc(0, height, max(0.36, thin), max(0.42, thin)), setting.shining(AMBER, CREAM)))
     else:
-        shapes += [(_box(-0.8, y * height, 0.8, y * height + 1.4 * half), colour) for y in (0.7, 0.9)]
+        shapes += [(_box(-0.8, y * height, 0.8, y * height + 1.4 * half), color) for y in (0.7, 0.9)]
     return shapes
 
 
@@ -259,7 +259,7 @@ def balloon(rng: np.random.Generator, setting: Setting, thin: float) -> Shapes:
         (_disc(0.3 * np.sign(setting.sun), 2.3, 0.5, 0.55), blend(cloth, CREAM, 0.35)),
         (_box(-0.16, 0.2, 0.16, 0.48), WOOD),
     ]
-    return [(points * radius, colour) for points, colour in shapes]
+    return [(points * radius, color) for points, color in shapes]
 
 
 Maker = Callable[[np.random.Generator, Setting, float], Shapes]
