@@ -185,7 +185,7 @@ class OptimizerConfig(Settings):
     weight_decay: float = 1e-2
     warmup_steps: int = 20
     power: float = 0.9
-    max_grad_norm: float = 0.0
+    max_grad_norm: float = 5.0
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ def test_the_recipe_gives_its_numbers(tmp_path, monkeypatch):
     assert steps[0]["train/cross_entropy"] == pytest.approx(3.5498, rel=2e-3)
     assert steps[0]["train/kd"] == pytest.approx(2.0593, rel=2e-3)
     assert steps[0]["train/pull/kd"] == pytest.approx(2.6906, rel=5e-3)
-    assert steps[-1]["train/loss"] == pytest.approx(8.386, rel=3e-2)
+    assert steps[-1]["train/loss"] == pytest.approx(8.409, rel=3e-2)
     assert any("compare/agreement" in entry for entry in logged)
 
 
