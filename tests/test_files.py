@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import tiny_config
 
+from distill import models
 from distill.cli import EXIT_REFUSED, exit_code
 from distill.cli import run_here as main
 from distill.deployment import onnx_export
 from distill.deployment.latency import RATIOS
 from distill.errors import ExportError
 from distill.pipeline import distil
-from distill.reporting import artifacts, models, report
+from distill.reporting import artifacts, report
 from distill.reporting.results import NetworkResults, Refused, Results, StudentResults
 
 SETTINGS = {

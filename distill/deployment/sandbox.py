@@ -114,7 +114,7 @@ class Sandbox:
             self.stopped = self.stopped or f"was stopped after {seconds:.0f} s without an answer{self.fix}"
             self.process.kill()
         except BaseException as problem:
-            if not isinstance(problem, EOFError) and not future.canceled():
+            if not isinstance(problem, EOFError) and not future.cancelled():
                 raise
         else:
             if "error" in header:

@@ -22,7 +22,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_lines_of_the_readme_need_only_onnxruntime_numpy_and_pil(tmp_path):
-    (code,) = re.findall(r"```python\n(import numpy.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (code,) = re.findall(r"## Use the student\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(code.strip().splitlines()) <= 10
     imported = set(re.findall(r"^(?:import|from) (.*?)(?: import.*)?$", code, re.M))
     assert {name.split(" ")[0] for line in imported for name in line.split(", ")} == {"numpy", "onnxruntime", "PIL"}
@@ -52,5 +52,7 @@ def test_predict_needs_no_torch_for_an_onnx_file(tmp_path):
 
 def test_onnxruntime_reports_to_nobody(tmp_path):
     code = f"sys.path.insert(0, {str(ROOT)!r})\nimport os, distill\nassert 'onnxruntime' not in sys.modules\n"
-    result = run(code + "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\nimport distill.deployed", tmp_path)
+    result = run(
+        code + "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\nimport distill.deployment.runtime", tmp_path
+    )
     assert result.returncode == 0, result.stderr

@@ -97,7 +97,7 @@ def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optim
         keep="last",
     )
     build = models.build
-    distill.training.trainer.build = lambda network, classes: _in_double(build(network, classes))  # type: ignore[assignment]
+    distill.training.trainer.build = lambda *arguments: _in_double(build(*arguments))  # type: ignore[assignment]
     accelerator = start(config)
     data = Dataset([str(i) for i in range(12)], _uneven, [()] * 12, lambda _: None)
     splits = Splits(data, data, [str(i) for i in range(CLASSES)], [(0, 0, 0)] * CLASSES)

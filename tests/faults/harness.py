@@ -189,7 +189,8 @@ def everything(folder: Path) -> dict[str, Any]:
             pictures = {tag: events.Images(tag) for tag in tags["images"]}
             found |= {f"{name}: {tag}": [(e.step, e.encoded_image_string) for e in pictures[tag]] for tag in pictures}
             texts = {tag: events.Tensors(tag) for tag in tags["tensors"]}
-            found |= {f"{name}: {tag}": [(e.step, e.tensor_proto.string_val) for e in texts[tag]] for tag in texts}
+            # Of texts it hides none that were written again: here, as for points, the last of a step counts.
+            found |= {f"{name}: {tag}": {e.step: e.tensor_proto.string_val for e in texts[tag]} for tag in texts}
             found[f"{name}: {SPEED}"] = [step for step, _ in found[f"{name}: {SPEED}"]]
         elif path.is_file() and name != ".lock" and not path.name.startswith("events.out.tfevents."):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()

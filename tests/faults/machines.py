@@ -13,7 +13,7 @@ from harness import PATIENCE_SECONDS, Figure, digests, distil, draw_camvid, free
 from kills import SETTINGS
 
 EXPORT = SETTINGS | {"export__enabled": "true", "export__int8": "true", "export__int8_calibration_images": 2}
-SLOW = SETTINGS | {"teacher__max_train_steps": 400, "checkpointing_steps": 20, "eval_steps": 100}
+SLOW = SETTINGS | {"teacher__max_train_steps": 100, "checkpointing_steps": 10, "eval_steps": 50}
 
 
 class Machines:
@@ -77,7 +77,7 @@ def same_bits(folder: Path, launcher: str, settings: dict[str, Any], stop: bool)
     if stop:
         states = folder / "0/run/training/teacher"
         try:
-            until(lambda: any(states.glob("checkpoint-*[2468]0")), PATIENCE_SECONDS, *machines.launchers)
+            until(lambda: any(states.glob("checkpoint-*[1-5]0")), PATIENCE_SECONDS, *machines.launchers)
         finally:
             machines.kill()
         machines = Machines(folder, launcher, settings)
