@@ -24,17 +24,14 @@ from distill.training import teacher
 from distill.training.trainer import Trainer
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run, made by the script from a folder that is not the repository's."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    run = start_script(folder)
-    assert run.returncode == 0, run.stderr
-    return folder, run.stdout + run.stderr
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished run that a test may change."""
+    return shutil.copytree(finished, tmp_path / "copy")
 
 
 def test_the_output_folder_holds_what_was_promised(finished):
-    folder, printed = finished
+    folder, printed = finished, (finished.parent / "printed").read_text()
     for name in ("config.yaml", "report.md", "results.json", "student/model.onnx", "student/README.md"):
         assert (folder / name).is_file(), name
     for stage in ("teacher", "baseline", "student"):
@@ -47,7 +44,7 @@ def test_the_output_folder_holds_what_was_promised(finished):
 
 
 def test_results_have_their_keys(finished):
-    results = json.loads((finished[0] / "results.json").read_text())
+    results = json.loads((finished / "results.json").read_text())
     for stage in ("teacher", "baseline", "student"):
         assert {"mean_iou", "iou", "pixel_accuracy", "params", "flops"} <= results[stage].keys()
         assert 0 <= results[stage]["mean_iou"] <= 1
@@ -60,7 +57,7 @@ def test_results_have_their_keys(finished):
 
 
 def test_tensorboard_overlays_the_same_tags(finished):
-    folder = finished[0] / "tensorboard"
+    folder = finished / "tensorboard"
     tags = {}
     for stage in ("teacher", "baseline", "student"):
         events = EventAccumulator(str(folder / stage), size_guidance={"images": 0})
@@ -74,19 +71,17 @@ def test_tensorboard_overlays_the_same_tags(finished):
     assert any(tag.startswith("samples/") for tag in events.Tags()["images"])
 
 
-def test_the_resolved_settings_run_again_and_skip_what_is_there(finished):
-    folder, _ = finished
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("model.*")}
-    results = (folder / "results.json").read_text()
-    config = parse(["--config", str(folder / "config.yaml")])
-    distil(config)
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("model.*")} == before
-    assert (folder / "results.json").read_text() == results
+def test_the_resolved_settings_run_again_and_skip_what_is_there(copy):
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("model.*")}
+    results = (copy / "results.json").read_text()
+    distil(parse(["--config", str(copy / "config.yaml"), f"--output_dir={copy}"]))
+    assert {p: p.stat().st_mtime_ns for p in copy.rglob("model.*")} == before
+    assert (copy / "results.json").read_text() == results
 
 
 @pytest.mark.parametrize("family", ["pixels", "maps", "features", "labels"])
 def test_a_run_of_every_family_of_terms(finished, tmp_path, family):
-    wanted = TINY | {"output_dir": tmp_path / "run", "teacher.checkpoint": finished[0], "baseline.enabled": False}
+    wanted = TINY | {"output_dir": tmp_path / "run", "teacher.checkpoint": finished, "baseline.enabled": False}
     wanted["export.enabled"] = False
     config = parse(["--config", str(ROOT / "configs" / f"terms_{family}.yaml"), *flags(wanted)])
     terms = [name for name in TERMS if getattr(config, name).weight]
@@ -118,32 +113,27 @@ def test_images_without_labels_reach_the_student_alone(tmp_path, camvid):
     }
 
 
-def test_other_settings_are_refused_and_nothing_is_overwritten(finished, capsys):
-    folder, _ = finished
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert main(tiny_config(folder, student__learning_rate=0.5)) == 1
+def test_other_settings_are_refused_and_nothing_is_overwritten(copy, capsys):
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert main(tiny_config(copy, name="tiny", student__learning_rate=0.5)) == 1
     message = capsys.readouterr().err.strip()
     assert re.search(r"student\.learning_rate 0\.003 there, 0\.5 here", message)
     assert len(message.splitlines()) == 1
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
-def test_weights_that_were_changed_are_refused(finished, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(finished[0], folder)
-    path = folder / "teacher" / "model.safetensors"
+def test_weights_that_were_changed_are_refused(copy):
+    path = copy / "teacher" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ConfigError, match=r"teacher/model\.safetensors: is not the file that was written"):
-        distil(tiny_config(folder))
+        distil(tiny_config(copy, name="tiny"))
 
 
 def test_a_teacher_from_another_run_is_used_and_scored(finished, tmp_path):
     folder = tmp_path / "second"
-    config = tiny_config(
-        folder, teacher__checkpoint=str(finished[0]), baseline__enabled="false", export__enabled="false"
-    )
+    config = tiny_config(folder, teacher__checkpoint=str(finished), baseline__enabled="false", export__enabled="false")
     results = distil(config)
-    first = json.loads((finished[0] / "results.json").read_text())
+    first = json.loads((finished / "results.json").read_text())
     assert results.teacher.to_json() == first["teacher"]
     assert results.student.gap_closed is None
     assert results.baseline is None
@@ -154,7 +144,7 @@ def test_a_teacher_from_another_run_is_used_and_scored(finished, tmp_path):
 
 def test_a_teacher_with_other_classes_is_refused(finished, camvid, tmp_path, capsys):
     config = tiny_config(
-        tmp_path / "run", teacher__checkpoint=str(finished[0]), data__format="camvid", data__root=str(camvid)
+        tmp_path / "run", teacher__checkpoint=str(finished), data__format="camvid", data__root=str(camvid)
     )
     assert main(config) == 1
     assert "was trained for the classes" in capsys.readouterr().err
@@ -163,7 +153,7 @@ def test_a_teacher_with_other_classes_is_refused(finished, camvid, tmp_path, cap
 def test_a_teacher_near_chance_is_refused(finished, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(teacher, "NEAR_CHANCE", 100)
-    assert main(tiny_config(tmp_path / "run", teacher__checkpoint=str(finished[0]))) == 1
+    assert main(tiny_config(tmp_path / "run", teacher__checkpoint=str(finished))) == 1
     message = capsys.readouterr().err
     assert "near chance" in message
     assert "class order" in message
@@ -171,7 +161,7 @@ def test_a_teacher_near_chance_is_refused(finished, tmp_path, capsys, monkeypatc
     assert not (tmp_path / "run" / "student").exists()
     # The switch lets it through, and so does a teacher that has not seen every image once: it is a trial.
     for settings in (
-        {"teacher__checkpoint": str(finished[0]), "teacher__allow_near_chance": "true"},
+        {"teacher__checkpoint": str(finished), "teacher__allow_near_chance": "true"},
         {"teacher__max_train_steps": 3},
     ):
         config = tiny_config(tmp_path / "ok", baseline__enabled="false", export__enabled="false", **settings)
@@ -292,8 +282,9 @@ def test_an_architecture_for_one_size_is_refused_before_anything_is_trained(camv
 
 def test_two_processes_are_two(tmp_path):
     folder = tmp_path / "two"
+    only = {"baseline__enabled": "false"}
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-    run = start_script(folder, launcher=launcher, per_device_train_batch_size=1, export__enabled="false")
+    run = start_script(folder, launcher=launcher, per_device_train_batch_size=1, export__enabled="false", **only)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("2 process(es) on cpu") == 1
     assert json.loads((folder / "results.json").read_text())["student"]["mean_iou"] >= 0

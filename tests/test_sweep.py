@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, flags, tiny_config
+from conftest import ROOT, TINY, flags
 from PIL import Image
 
+from distill.cli import exit_code
 from distill.errors import ConfigError
-from distill.pipeline import distil
 from distill.sweep import SECTIONS, command_line, read_trials, sweep, table
 
 
@@ -85,22 +85,25 @@ def test_unknown_trials_are_named(tmp_path):
         read_trials(write(tmp_path / "s.yaml", "trials: {a: {}}"), names=["b"])
 
 
-def test_the_script_trains_every_trial_of_one_teacher_and_skips_what_is_there(tmp_path):
-    distil(tiny_config(tmp_path / "run", export__enabled=False, baseline__enabled=False))
+def test_the_script_trains_every_trial_of_one_teacher_and_skips_what_is_there(finished, tmp_path, capfd):
     text = "settings: {kd.weight: 0}\ntrials: {alone: {}, KL: {kd.weight: 2}}\nseeds: [0, 1]"
     file = write(tmp_path / "s.yaml", text)
-    wanted = TINY | {"output_dir": tmp_path / "sweep", "teacher.checkpoint": tmp_path / "run"}
-    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(file), *flags(wanted)]
-    times = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        weights = sorted((tmp_path / "sweep" / "trials").glob("*/model.safetensors"))
-        times.append([path.stat().st_mtime_ns for path in weights])
-    assert times[0] == times[1]
-    other = subprocess.run([*command, "--student.learning_rate=1e-4"], capture_output=True, text=True, timeout=300)
-    assert other.returncode == 1
-    assert "made with other settings (student.learning_rate" in other.stderr
+    wanted = TINY | {"output_dir": tmp_path / "sweep", "teacher.checkpoint": finished}
+    arguments = [str(file), *flags(wanted)]
+    script = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
+    done = subprocess.run([*script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    weights = sorted((tmp_path / "sweep" / "trials").glob("*/model.safetensors"))
+    times = [path.stat().st_mtime_ns for path in weights]
+
+    def again(*more: str) -> int:
+        config, trials, settings = command_line([*arguments, *more])
+        return exit_code(lambda stop: sweep(config, trials, settings, stop))
+
+    assert again() == 0
+    assert [path.stat().st_mtime_ns for path in weights] == times
+    assert again("--student.learning_rate=1e-4") == 1
+    assert "made with other settings (student.learning_rate" in capfd.readouterr().err
     found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert sorted((r["name"], r["seed"]) for r in found) == [("KL", 0), ("KL", 1), ("alone", 0), ("alone", 1)]
     assert len(weights) == 4
@@ -110,8 +113,7 @@ def test_the_script_trains_every_trial_of_one_teacher_and_skips_what_is_there(tm
     assert "training" in done.stdout
 
 
-def test_a_trial_may_have_data_of_its_own(tmp_path):
-    distil(tiny_config(tmp_path / "run", export__enabled=False, baseline__enabled=False))
+def test_a_trial_may_have_data_of_its_own(finished, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(3):
@@ -120,7 +122,7 @@ def test_a_trial_may_have_data_of_its_own(tmp_path):
         )
     text = f"trials: {{all: {{}}, few: {{data.max_train_samples: 2}}, more: {{data.unlabeled: {photos}}}}}"
     file = write(tmp_path / "s.yaml", text)
-    wanted = TINY | {"output_dir": tmp_path / "sweep", "teacher.checkpoint": tmp_path / "run"}
+    wanted = TINY | {"output_dir": tmp_path / "sweep", "teacher.checkpoint": finished}
     config, trials, settings = command_line([str(file), *flags(wanted)])
     sweep(config, trials, settings)
     weights = {p.read_bytes() for p in (tmp_path / "sweep" / "trials").glob("*/model.safetensors")}

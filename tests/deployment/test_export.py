@@ -1,8 +1,10 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -15,11 +17,12 @@ from distill.deployment import onnx_export
 
 SMALL = ((33, 50),)
 CLASSES = [str(i) for i in range(10)]
+DATA = DataConfig(synthetic_train=1, synthetic_val=3, synthetic_size=[64, 96])
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return open_splits(DataConfig(synthetic_train=1, synthetic_val=3, synthetic_size=[64, 96])).val
+    return open_splits(DATA).val
 
 
 def network(arch: str = "fpn", encoder: str = "tu-test_resnet") -> models.Network:
@@ -32,13 +35,50 @@ def network(arch: str = "fpn", encoder: str = "tu-test_resnet") -> models.Networ
     return built
 
 
-@pytest.fixture(scope="module")
-def exported(scenes, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    proof = onnx_export.export_onnx(
-        network(), path, scenes, ExportConfig(), {"classes": CLASSES, "palette": [[1, 2, 3]]}
+@pytest.fixture(scope="session")
+def export_folder(once):
+    """Holds the file of `network()` and its proof, and the graph that torch's exporter gave."""
+
+    def make(folder):
+        def export(*arguments, **options):
+            program = torch_export(*arguments, **options)
+            onnx_ir.save(program.model, folder / "graph.onnx")
+            return program
+
+        torch_export = torch.onnx.export
+        (folder / "published").mkdir()
+        dataset = open_splits(DATA).val
+        metadata = {"classes": CLASSES, "palette": [[1, 2, 3]]}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.onnx, "export", export)
+            path = folder / "published" / "model.onnx"
+            proof = onnx_export.export_onnx(network(), path, dataset, ExportConfig(), metadata)
+        (folder / "proof.json").write_text(json.dumps(proof.to_json()))
+
+    return once("exported", make)
+
+
+@pytest.fixture(scope="session")
+def exported(export_folder):
+    return export_folder / "published" / "model.onnx", onnx_export.OnnxFile.from_json(
+        json.loads((export_folder / "proof.json").read_text())
     )
-    return path, proof
+
+
+@pytest.fixture
+def graph(export_folder, monkeypatch):
+    """Torch's exporter gives, without its seconds of work, the graph of `network()`; whoever wants to changes it."""
+    graph = onnx.load(export_folder / "graph.onnx")
+    monkeypatch.setattr(
+        torch.onnx, "export", lambda *_, **__: SimpleNamespace(model=onnx_ir.serde.deserialize_model(graph))
+    )
+    return graph
+
+
+def change_head(graph, function) -> None:
+    """Replaces the weights of the last layer in a graph; its bias is zero, and not there."""
+    (tensor,) = (tensor for tensor in graph.graph.initializer if tensor.name.endswith("head.weight"))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(function(onnx.numpy_helper.to_array(tensor).copy()), tensor.name))
 
 
 def test_one_file_that_is_proven(exported):
@@ -93,23 +133,19 @@ def test_an_architecture_that_bakes_in_its_size_takes_no_other(scenes, tmp_path)
 
 
 @pytest.mark.parametrize(("fault", "output"), [("weights", "logits"), ("nan", "none")])
-def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fault, output):
-    write = onnx_export.write_onnx
+def test_a_file_that_differs_is_not_published(scenes, tmp_path, graph, fault, output):
+    def spoil(values):
+        values[3] += 0.5 if fault == "weights" else float("nan")
+        return values
 
-    def write_another(net, *arguments):
-        other = network()
-        with torch.no_grad():
-            bias = other.model.segmentation_head[0].bias
-            bias[3] += 0.5 if fault == "weights" else float("nan")
-        write(other, *arguments)
-
-    monkeypatch.setattr(onnx_export, "write_onnx", write_another)
+    change_head(graph, spoil)
     with pytest.raises(onnx_export.ExportError, match="differs" if fault == "weights" else "not finite"):
         onnx_export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(output=output), {}, SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_student_of_large_numbers_is_published(scenes, tmp_path):
+def test_a_student_of_large_numbers_is_published(scenes, tmp_path, graph):
+    change_head(graph, lambda values: values * 1000)
     net = network()
     with torch.no_grad():
         for parameter in net.model.segmentation_head.parameters():
@@ -119,7 +155,7 @@ def test_a_student_of_large_numbers_is_published(scenes, tmp_path):
     assert proof.max_abs_diff < 1e-5 * proof.max_logit
 
 
-def test_a_file_that_is_nearer_to_float64_than_the_network_is_published(scenes, tmp_path, monkeypatch):
+def test_a_file_that_is_nearer_to_float64_than_the_network_is_published(scenes, tmp_path, graph, monkeypatch):
     def prove(net, *arguments):
         def coarse(_, __, outputs):  # as torch's GroupNorm of maps of one pixel
             return replace(outputs, logits=outputs.logits * (1 + 1e-3 * (outputs.logits.dtype == torch.float32)))
@@ -152,7 +188,7 @@ def test_a_network_that_the_exporter_cannot_take_is_named(scenes, tmp_path, monk
 
 
 @pytest.mark.parametrize("output", ["confidence", "none"])
-def test_other_outputs(scenes, tmp_path, output):
+def test_other_outputs(scenes, tmp_path, graph, output):
     path = tmp_path / "model.onnx"
     proof = onnx_export.export_onnx(network(), path, scenes, ExportConfig(output=output), {}, SMALL)
     assert 0 < proof.max_abs_diff <= 1e-3  # of logits that the file does not give

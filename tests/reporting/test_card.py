@@ -21,11 +21,11 @@ from distill.reporting.report import write_report
 from distill.reporting.results import ExportResults, Results
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    results = distil(tiny_config(run, name="tiny", baseline__enabled=False))
-    return run / "student", results
+@pytest.fixture
+def student(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "finished")
+    results = Results.from_json(json.loads((run / "results.json").read_text()))
+    return run / "student", replace(results, baseline=None)
 
 
 def test_the_header_has_what_the_hub_shows(student):
@@ -69,7 +69,7 @@ def test_the_text_says_how_it_was_made(student):
 def test_a_change_of_what_is_finished_is_refused_and_no_record_has_it(student, capsys):
     run = student[0].parent
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
-    settings = {"baseline__enabled": False, "student__learning_rate": 0.5, "name": "tiny"}
+    settings = {"student__learning_rate": 0.5, "name": "tiny"}
     assert main(tiny_config(run, **settings, allow_change="[student.learning_rate]")) == 1
     said = capsys.readouterr().err.strip()
     assert "student.learning_rate 0.003 there, 0.5 here, but all that it reaches is finished" in said
