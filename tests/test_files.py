@@ -1,5 +1,6 @@
 """The student's files beside the ONNX file: made by a run if asked for, recorded, reported, and not made twice."""
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -29,10 +30,15 @@ SETTINGS = {
 }
 
 
+pytestmark = pytest.mark.xdist_group("files")  # they share one run, in their order
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "small"
-    return folder, distil(tiny_config(folder, **SETTINGS))
+    with pytest.MonkeyPatch.context() as patch:  # the proof at large sizes has tests of its own
+        patch.setattr(artifacts, "export_onnx", functools.partial(artifacts.export_onnx, sizes=((33, 50),)))
+        yield folder, distil(tiny_config(folder, **SETTINGS))
 
 
 def test_all_files_are_there_and_recorded(finished):
@@ -52,8 +58,8 @@ SIZES = {"params", "flops"}
 SCORES = {"mean_iou", "iou", "pixel_accuracy", "classes_present"} | SIZES
 KEYS = {
     "": {"classes", "val_images", "image_size", "teacher", "student", "onnx", "int8", "fp16", "latency"},
-    "teacher": SCORES,
-    "student": SCORES | {"agreement", "gap_closed"},
+    "teacher": SCORES | {"clipped_share"},
+    "student": SCORES | {"clipped_share", "agreement", "gap_closed"},
     "onnx": {"max_logit", "max_abs_diff", "max_confidence_diff", "argmax_agreement", "max_margin", "mean_iou"}
     | {"mean_iou_diff", "shapes", "pixels", "bytes", "sha256", "fixed_size", "made_from"},
     "int8": {"method", "float_layers", "tried", "layers", "stored_layers", "calibration_images", "max_lost"}
@@ -143,7 +149,7 @@ def test_refused_8_bits_cost_nothing_else(finished, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
     monkeypatch.setattr(artifacts, "quantize_onnx", refuse)
-    found = distil(tiny_config(folder, **SETTINGS | {"export__int8_calibration_images": 2}))
+    found = distil(tiny_config(folder, **SETTINGS | {"export__int8_calibration_images": 1}))
     assert found.files.int8 == Refused("model.int8.onnx: loses too much")
     assert found.files.int8_loses_too_much
     assert set(found.files.latency.ratios) == {"teacher / student, onnxruntime"}

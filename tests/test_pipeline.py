@@ -252,7 +252,6 @@ def test_two_runs_in_one_folder_the_second_is_refused(tmp_path, capsys):
     [
         ({"data__format": "camvid", "data__root": "/nowhere"}, "data.root: /nowhere is not a folder"),
         ({"student__arch": "fpnn"}, "arch: 'fpnn' is not one of"),
-        ({"kd__divergence": "jensen_shannon", "kd__beta": 2}, "kd: beta=2.0"),
         ({"hint__weight": 1, "hint__layers": ["encoder.7"]}, "no layer 'encoder.7'"),
         ({"data__augmentations": [{"Nonsense": {}}]}, "Nonsense"),
         ({"mixed_precision": "fp16"}, "fp16"),

@@ -200,6 +200,7 @@ SIZES = "image_size crop_size synthetic_size"
 OUT_OF_RANGE = [  # settings, fields, a value that they refuse, the fix
     *((loss.Config, "weight", -1, "must not be negative") for loss in TERMS.values()),
     (CrossEntropyConfig, "label_smoothing", 2, "must be between 0 and 1"),
+    (KDConfig, "beta", 2.0, "must be between 0 and 1"),
     (CrossEntropyConfig, "class_weights", [1, -1], "must not be negative"),
     (CrossEntropyConfig, "class_weights", [1, math.nan], "is not finite"),
     (CrossEntropyConfig, "class_weights", "sqrt", "must be one of log, median"),
