@@ -9,8 +9,6 @@ from kills import JOB, SETTINGS, kills, tuning_that_dies, whole_job
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainings import same_bits
 
-pytestmark = pytest.mark.xdist_group("clock")  # watches the clock, and starts processes of its own
-
 
 def test_a_killed_tuning_leaves_nothing_beside_the_student(tmp_path):
     draw_camvid(tmp_path / "data", unlabeled=4)

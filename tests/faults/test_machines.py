@@ -3,8 +3,6 @@
 import pytest
 from machines import WAYS, machines
 
-pytestmark = pytest.mark.xdist_group("clock")  # watches the clock, and starts processes of its own
-
 
 @pytest.mark.parametrize("name", ["torchrun", "data that only one has"])
 def test_machines_need_no_common_disk(tmp_path, name):
