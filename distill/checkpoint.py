@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distill.config import Config, ConfigError, flatten
+from distill.config import ConfigError
 from distill.optimizer_file import read_optimizer
+from distill.provenance import describe, json_like, not_compared, refuse_other_settings
 
 MANIFEST, CHECKSUM = "MANIFEST.json", "MANIFEST.sha256"
 MAX_MANIFEST_BYTES = 1_000_000
@@ -135,7 +136,34 @@ class Checkpoints:
         found = [p for p in self.folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
         return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
+    def last_settings(self) -> dict[str, Any] | None:
+        """What the newest whole state was made with; None if there is none."""
+        for folder in reversed(self.list()):
+            with suppress(BadCheckpoint):
+                return dict(self._manifest(folder)["settings"])
+        return None
+
     def _read(self, folder: Path) -> State:
+        manifest = self._manifest(folder)
+        step, changes, settings, facts = (manifest[key] for key in ("step", "changes", "settings", "facts"))
+        if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
+            changes = [*changes, {"step": step, "settings": allowed}]
+            self.note(f"goes on with changed settings, as allow_change says ({describe(allowed)})")
+        if unknown := [*not_compared(settings, self.settings), *(key for key in self.facts if key not in facts)]:
+            self.note(f"{folder.name} does not say {', '.join(unknown)}: not compared")
+        for key, value in self.facts.items():
+            if key in facts and facts[key] != value:
+                self.note(f"{key} was {facts[key]} and is {value}: the result may differ in its last bits")
+        try:
+            names = [name for name in manifest["files"] if name.endswith(".safetensors")]
+            tensors = {Path(name).stem: load_file(folder / name) for name in names}
+            optimizer = read_optimizer(folder / "optimizer.pt")
+        except Exception as error:  # safetensors, zip and pickle each raise their own
+            raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
+        return State(step, tensors, optimizer, manifest["best"], manifest["clipped"], changes)
+
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        """The manifest of a state, all of whose files are what it says."""
         try:
             if strange := [path for path in folder.iterdir() if path.is_symlink() or not path.is_file()]:
                 raise BadCheckpoint(f"{strange[0]}: is not a plain file")
@@ -143,71 +171,26 @@ class Checkpoints:
                 raise BadCheckpoint(f"{folder / MANIFEST}: has more than {MAX_MANIFEST_BYTES:,} bytes")
             if (folder / CHECKSUM).read_text() != f"{sha256(folder / MANIFEST)}  {MANIFEST}\n":
                 raise BadCheckpoint(f"{folder / MANIFEST}: differs from its checksum")
-            manifest = json.loads((folder / MANIFEST).read_text())
-            files = manifest["files"]
+            manifest = {"clipped": 0, "changes": []} | json.loads((folder / MANIFEST).read_text())
+            files, step = manifest["files"], manifest["step"]
             names = {path.name for path in folder.iterdir()} - {MANIFEST, CHECKSUM}
             if names != set(files):
                 raise BadCheckpoint(f"{folder}: holds {sorted(names)}, its manifest lists {sorted(files)}")
             for name, digest in files.items():
                 if _digest(folder / name) != digest:
                     raise BadCheckpoint(f"{folder / name}: differs from its manifest")
-            settings, facts = manifest["settings"], manifest["facts"]
-            step, best, changes = manifest["step"], manifest["best"], manifest.get("changes", [])
             if type(step) is not int or folder.name != f"checkpoint-{step:07d}":
                 raise BadCheckpoint(f"{folder / MANIFEST}: says step {step!r:.30}; the folder's name does not")
-            clipped = int(manifest.get("clipped", 0))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            kinds = {"best": dict, "clipped": int, "changes": list, "settings": dict, "facts": dict}
+            if wrong := [key for key, kind in kinds.items() if not isinstance(manifest[key], kind)]:
+                raise BadCheckpoint(f"{folder / MANIFEST}: {wrong[0]} is {manifest[wrong[0]]!r:.30}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadCheckpoint(f"{folder}: {error}") from error
-        if allowed := refuse_other_settings(folder, settings, self.settings, self.allowed):
-            changes = [*changes, {"step": step, "settings": allowed}]
-            self.note(f"goes on with changed settings, as allow_change says ({_diff(allowed)})")
-        for key, value in self.facts.items():
-            if facts.get(key) != value:
-                self.note(f"{key} was {facts.get(key)} and is {value}: the result may differ in its last bits")
-        try:
-            tensors = {Path(name).stem: load_file(folder / name) for name in files if name.endswith(".safetensors")}
-            optimizer = read_optimizer(folder / "optimizer.pt")
-        except Exception as error:  # safetensors, zip and pickle each raise their own
-            raise BadCheckpoint(f"{folder}: {' '.join(str(error).split())[:300]}") from error
-        return State(step, tensors, optimizer, best, clipped, changes)
+        return manifest
 
 
 class BadCheckpoint(ConfigError):
     """A state on disk that is not what was written."""
-
-
-def refuse_other_settings(
-    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], allowed: Collection[str] | None = None
-) -> dict[str, list[Any]]:
-    """Compares settings with those that what is in a folder was made with.
-
-    Args:
-        folder: what the message names.
-        there: settings it was made with.
-        here: settings of this run.
-        allowed: names that may differ; None if no difference can be lived with.
-
-    Returns:
-        The differences that are allowed: name → value there and value here.
-
-    Raises:
-        ConfigError: others differ; lists them.
-    """
-    here = json_like(here)
-    # A setting that an older version did not have: its default is what that version did.
-    there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | dict(there)
-    keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))
-    differences = {key: [there.get(key), here.get(key)] for key in keys}
-    changed = {key: values for key, values in differences.items() if key not in (allowed or ())}
-    if changed:
-        fix = "set another --name or remove it" + (", or go on with --allow_change" if allowed is not None else "")
-        raise ConfigError(f"{folder}: was made with other settings ({_diff(changed)}); {fix}")
-    return differences
-
-
-def _diff(differences: Mapping[str, list[Any]], most: int = 5) -> str:
-    told = [f"{key} {there!r} there, {here!r} here" for key, (there, here) in list(differences.items())[:most]]
-    return ", ".join(told) + (f" and {len(differences) - most} more" if len(differences) > most else "")
 
 
 def publish(folder: Path, write: Callable[[Path], None], needed_bytes: int) -> None:
@@ -270,11 +253,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         _sync(temporary)
         temporary.replace(path)
-
-
-def json_like(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values as they come back from JSON."""
-    return dict(json.loads(json.dumps(dict(value))))
 
 
 def _digest(path: Path) -> dict[str, Any]:

@@ -21,26 +21,26 @@ import torch
 from accelerate import Accelerator
 
 from distill import models
-from distill.checkpoint import (
-    publish,
-    refuse_other_settings,
-    remove_leftovers,
-    sha256,
-    size_of,
-    write_json,
-    write_text,
-)
-from distill.config import HARMLESS, Config, ConfigError, NetworkConfig, dump, flatten
+from distill.checkpoint import Checkpoints, publish, remove_leftovers, sha256, size_of, write_json, write_text
+from distill.config import Config, ConfigError, NetworkConfig, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.export import ExportError
 from distill.files import exported, loses_too_much
 from distill.launch import from_main, lock, lost_are_named, on_all, on_main, start, stop_on_signal
-from distill.losses import TERMS
 from distill.losses.supervised import class_weights
 from distill.models import Network
 from distill.objective import build_objective
+from distill.provenance import (
+    RECORD,
+    compare_folder,
+    network_files,
+    not_compared,
+    refuse_other_settings,
+    stage_settings,
+    teacher_folder,
+)
 from distill.results import collect, finish
-from distill.run import RECORD, Run, Stopped
+from distill.run import Run, Stopped
 from distill.smp_files import FILES
 from distill.teacher import Teacher, check_teacher
 from distill.train import train
@@ -48,13 +48,6 @@ from distill.train import train
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
 CHECKED = "checked.json"
 FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cut off before it had settings
-# Settings that do not reach a stage, by the beginning of their names.
-DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
-FOREIGN = {
-    "teacher": ("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabelled", *DISTILLATION),
-    "baseline": ("teacher.", "baseline.", "export.", "data.unlabelled", *DISTILLATION),
-    "student": ("baseline.", "export."),
-}
 
 
 def main(config: Config, action: Callable[[Config], Any] | None = None) -> int:
@@ -195,26 +188,15 @@ def take_folder(run: Run) -> IO[str]:
         raise ConfigError(f"{folder}: holds something else than a run; set another --name or --output_dir")
     held = lock(folder)
     remove_leftovers(folder)
-    for name in FOREIGN:
-        record = folder / name / RECORD
-        if record.is_file() and not (name == "teacher" and config.teacher.checkpoint):
-            settings = json.loads(record.read_text())["settings"]
-            settings.pop("teacher.sha256", None)
-            wanted = stage_settings(config, name, run.accelerator.num_processes)
-            refuse_other_settings(folder / name, settings, wanted, config.allow_change)
-    write_text(folder / "config.yaml", dump(config))
+    if config.teacher.checkpoint and (teacher_folder(config) / "model.safetensors").is_file():
+        compare_teacher(config)
+    states = {path.name: Checkpoints(path, {}, {}, 1).last_settings() for path in (folder / "training").glob("*")}
+    underway = {name: settings for name, settings in states.items() if settings}
+    notes = compare_folder(config, run.accelerator.num_processes, run.files, underway)
+    write_text(folder / "config.yaml", dump(config) + "".join(f"# {note}\n" for note in notes))
     if run.checked:
         write_json(folder / CHECKED, run.checked)
     return held
-
-
-def stage_settings(config: Config, name: str, processes: int) -> dict[str, Any]:
-    """The settings that decide what a stage ends with."""
-    factors = ("per_device_train_batch_size", "gradient_accumulation_steps")  # only their product counts
-    left_out, foreign = (*HARMLESS, *factors), FOREIGN.get(name, FOREIGN["student"])
-    settings = {k: v for k, v in flatten(config).items() if k not in left_out and not k.startswith(foreign)}
-    global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return settings | {"global_batch_size": global_batch_size}
 
 
 def load_teacher(run: Run) -> Network:
@@ -223,18 +205,9 @@ def load_teacher(run: Run) -> Network:
     if wanted.checkpoint is None:
         network, source = stage(run, "teacher"), str(config.folder / "teacher")
     else:
-        path = Path(wanted.checkpoint)
-        source = from_main(run.accelerator, lambda: str(path / "teacher" if (path / "teacher").is_dir() else path))
+        source = from_main(run.accelerator, lambda: str(teacher_folder(config)))
         network = load(run, Path(source), wanted)
-
-        def keep() -> None:
-            settings = {"teacher.checkpoint": sha256(Path(source) / "model.safetensors")}
-            if (record := config.folder / "teacher" / RECORD).is_file():
-                refuse_other_settings(record.parent, json.loads(record.read_text())["settings"], settings)
-            else:
-                write_stage(run, "teacher", network, settings, {"source": source})
-
-        on_main(run.accelerator, keep)
+        on_main(run.accelerator, lambda: keep_teacher(run, network))
     scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
     run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
     images = run.accelerator.num_processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -248,6 +221,32 @@ def load_teacher(run: Run) -> Network:
     return network
 
 
+def keep_teacher(run: Run, network: Network) -> None:
+    """A copy of a teacher from elsewhere in the run's folder, beside that by which it is known again."""
+    folder, settings = run.config.folder / "teacher", teacher_settings(run.config)
+    if changed := compare_teacher(run.config):
+        run.say(f"teacher: another than before, as allow_change says ({', '.join(changed)})")
+        shutil.rmtree(folder)
+    if not (folder / RECORD).is_file():
+        write_stage(run, "teacher", network, settings, {"source": str(teacher_folder(run.config))})
+    elif unknown := not_compared(json.loads((folder / RECORD).read_text())["settings"], settings):
+        run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
+
+
+def compare_teacher(config: Config) -> dict[str, list[Any]]:
+    """The allowed differences between a teacher from elsewhere and the one that the run began with, if it has."""
+    record = config.folder / "teacher" / RECORD
+    there = json.loads(record.read_text())["settings"] if record.is_file() else None
+    settings = teacher_settings(config)
+    return refuse_other_settings(record.parent, there, settings, config.allow_change) if there is not None else {}
+
+
+def teacher_settings(config: Config) -> dict[str, Any]:
+    """By what a teacher from elsewhere is known again."""
+    source = teacher_folder(config)
+    return {"teacher.checkpoint": sha256(source / "model.safetensors"), "teacher.files": network_files(source)}
+
+
 def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | None = None) -> Network:
     """The network of a stage: trained if it is not there, and read from its folder in any case.
 
@@ -258,19 +257,24 @@ def stage(run: Run, name: str, teacher: Teacher | None = None, start: Network | 
         brief = replace(run.config.student, max_train_steps=steps, learning_rate=rate)
         run = replace(run, config=replace(run.config, student=brief))
     config, folder = run.config, run.config.folder / name
-    settings = stage_settings(config, name, run.accelerator.num_processes)
+    settings = stage_settings(config, name, run.accelerator.num_processes, run.files)
 
     def is_there() -> bool:
         if start:
             settings["student.sha256"] = sha256(config.folder / "student" / "model.safetensors")
         if teacher:
             settings["teacher.sha256"] = sha256(config.folder / "teacher" / "model.safetensors")
+            settings["teacher.files"] = network_files(teacher_folder(config))
         if not (folder / RECORD).is_file():
             return False
         record = json.loads((folder / RECORD).read_text())
         changes = refuse_other_settings(folder, record["settings"], settings, config.allow_change)
-        if sha256(folder / "model.safetensors") != record["sha256"]:
-            raise ConfigError(f"{folder / 'model.safetensors'}: is not the file that was written; remove {folder}")
+        there = network_files(folder) | {"model.safetensors": sha256(folder / "model.safetensors")}
+        written = record.get("files", network_files(folder)) | {"model.safetensors": record["sha256"]}
+        if other := [file for file in sorted(there.keys() | written.keys()) if there.get(file) != written.get(file)]:
+            raise ConfigError(f"{folder / other[0]}: is not the file that was written; remove {folder}")
+        if unknown := not_compared(record["settings"], settings):
+            run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
         run.say(f"{name:8} is there already" + (f", made before the change of {', '.join(changes)}" if changes else ""))
         return True
 
@@ -304,7 +308,8 @@ def write_stage(run: Run, name: str, network: Network, settings: dict[str, Any],
         models.save(network, folder)
         mean, std = ((buffer / 255).flatten().tolist() for buffer in (network.mean, network.std))
         save_preprocessing(folder, mean, std, network.stride)
-        record = {"sha256": sha256(folder / "model.safetensors"), **facts, "settings": settings}
+        hashes = {"sha256": sha256(folder / "model.safetensors"), "files": network_files(folder)}
+        record = {**hashes, **facts, "settings": settings}
         write_json(folder / RECORD, record)
 
     publish(run.config.folder / name, write, size_of(network.state_dict()))

@@ -13,8 +13,9 @@ from distill.card import push, write_card
 from distill.checkpoint import write_json
 from distill.evaluate import Evaluation
 from distill.models import Network
+from distill.provenance import RECORD
 from distill.report import strip, summary, write_report
-from distill.run import RECORD, Run
+from distill.run import Run
 from distill.tracking import Tracker
 
 

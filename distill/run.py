@@ -14,8 +14,6 @@ from distill.data import Splits
 from distill.evaluate import Evaluation, evaluate
 from distill.models import Network
 
-RECORD = "stage.json"  # of a finished stage, in its folder
-
 
 @dataclass
 class Run:
@@ -36,6 +34,11 @@ class Run:
     stop: Callable[[], bool] = lambda: False
     compare: bool = True
     checked: dict[str, Any] | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Fingerprints of the data; none if it is drawn."""
+        return dict((self.checked or {}).get("contents", {}))
 
     def say(self, line: str) -> None:
         """A line for the person who watches, once."""

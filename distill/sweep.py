@@ -115,7 +115,7 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
     # Only now: it imports torch.
     from distill import pipeline
     from distill.checkpoint import write_json, write_text
-    from distill.data import check_splits, open_splits
+    from distill.data import check_splits, contents, open_splits
     from distill.launch import from_main, lock, on_main
     from distill.run import Stopped
     from distill.teacher import Teacher
@@ -136,9 +136,11 @@ def sweep(config: Config, trials: Sequence[Trial], configs: Sequence[Config]) ->
             held.close()
         for trial, trial_config in zip(trials, configs, strict=True):
             record = config.folder / trial.key / "scores.json"
-            splits = run.splits if trial_config.data == config.data else open_splits(trial_config.data)
+            same = trial_config.data == config.data
+            splits = run.splits if same else open_splits(trial_config.data)
             trial_config = pipeline.with_class_weights(trial_config, splits)
-            trial_run = replace(run, config=trial_config, splits=splits, compare=False)
+            checked = run.checked if same else {"contents": contents(splits)}
+            trial_run = replace(run, config=trial_config, splits=splits, compare=False, checked=checked)
             try:
                 held = take(Path(trial.key).name)
             except ConfigError as error:

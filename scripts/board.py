@@ -31,6 +31,7 @@ import test_exactness
 import test_guards
 import test_hostile
 import test_kills
+import test_mixing
 import test_signals
 from harness import Figure
 
@@ -58,6 +59,11 @@ FIGURES: dict[str, tuple[str, Measure, Measure]] = {
         "checkpoints damaged and taken all the same",
         lambda f: test_corruption.corruptions(480, f),
         lambda f: test_corruption.corruptions(48, f),
+    ),
+    "mixing": (
+        "data or teacher changed between stop and resume, and mixed",
+        lambda f: test_mixing.mixings(list(test_mixing.WAYS), f),
+        lambda f: test_mixing.mixings(list(test_mixing.WAYS)[::6], f),
     ),
     "workers": (
         "numbers of workers that change the bits",

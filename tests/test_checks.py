@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -73,7 +74,39 @@ def test_a_verdict_holds_for_what_it_was_about(camvid, tmp_path):
     assert look(camvid, tmp_path / "run", data__check="full")[0] == 6
     assert look(camvid, tmp_path / "run", data__check="headers")[0] == 0
     assert look(camvid, tmp_path / "run", data__max_pixels=10_000)[0] == 6
-    assert look(camvid, tmp_path / "run", data__check="off") == (0, [], None)
+    assert look(camvid, tmp_path / "run", data__check="off")[:2] == (0, [])
+    assert look(camvid, tmp_path / "run", data__check="headers")[0] == 6
+
+
+@pytest.mark.parametrize("level", ["off", "headers", "full"])
+def test_fingerprints_are_those_of_the_contents_whatever_is_looked_at(camvid, tmp_path, level, monkeypatch):
+    settings = {"data__unlabelled": "train", "data__check": level}
+    _, _, found = look(camvid, tmp_path / "run", **settings)
+    assert list(found["contents"]) == ["data.train_files", "data.unlabelled_files", "data.val_files"]
+    assert found["contents"]["data.train_files"].startswith("8 files, sha256 ")
+    shutil.copytree(camvid, tmp_path / "moved")
+    assert (
+        look(tmp_path / "moved", tmp_path / "other", **settings | {"data__check": "full"})[2]["contents"]
+        == (found["contents"])
+    )
+    with monkeypatch.context() as patch:  # a restart takes them from the record
+        patch.setattr(
+            sys.modules["distill.data.contents"], "content_hash", lambda path: pytest.fail(f"{path} was read again")
+        )
+        assert look(camvid, tmp_path / "run", **settings)[2] == found
+    in_place(camvid / "trainannot" / "train_3.png")
+    mask = Image.fromarray(np.zeros((40, 56), np.uint8))
+    mask.save(camvid / "valannot" / "val_0.png")
+    after = look(camvid, tmp_path / "run", **settings | {"data__check": "off"})[2]["contents"]
+    assert [key for key in after if after[key] != found["contents"][key]] == ["data.train_files", "data.val_files"]
+
+
+def test_what_cannot_be_read_is_named_though_nothing_is_looked_at(camvid, tmp_path):
+    path = camvid / "trainannot" / "train_1.png"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match=r"train_1\.png: is not a file"):
+        look(camvid, tmp_path / "run", data__check="off")
 
 
 def test_an_image_that_comes_to_both_splits_later_is_found(camvid, tmp_path):

@@ -15,6 +15,7 @@ import PIL
 from distill.batch import VOID
 from distill.config import ConfigError, DataConfig
 from distill.data import datasets
+from distill.data.contents import content_hash, contents
 from distill.data.datasets import Dataset, Splits
 from distill.data.loading import View
 from distill.data.transforms import build_transform
@@ -58,8 +59,7 @@ def check_splits(
                     side = min(mask.shape), index
                     smallest[split] = min(smallest.get(split, side), side)
                 for image in dataset.files[index][:1]:
-                    with image.open("rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    digest = content_hash(image)
                     if split == "val" and digest in seen:
                         raise ConfigError(
                             f"{image}: the same image as {seen[digest]}, which is trained on; keep one of them"
@@ -135,21 +135,23 @@ def check_once(
         say: called with a line worth telling the user.
 
     Returns:
-        What the record is to hold from now on; None if there is nothing to remember.
+        What the record is to hold from now on, with fingerprints of the data (`contents`); None if it has no files.
 
     Raises:
         ConfigError: names the bad files.
     """
     files = [path for _, dataset in _named(splits) for paths in dataset.files for path in paths]
-    found = fingerprint(splits, config) if files and config.check != "off" else None
+    found = fingerprint(splits, config) if files else None
     known = _read(record)
-    if found and known.get("sha256") == found and known.get("check") in ("full", config.check):
+    good_enough = known.get("check") in ("full", config.check) or config.check == "off"
+    if found and known.get("sha256") == found and good_enough:
         say(f"checked already: {len(files)} files, none has changed")
-        if known.get("labels"):
+        if known.get("labels") and config.check != "off":
             check_labels(known["labels"], splits.classes, config)
         return known
-    labels = check_splits(splits, config, progress)
-    return {"check": config.check, "files": len(files), "sha256": found, "labels": labels} if found else None
+    verdict: dict[str, Any] = {"check": config.check, "files": len(files), "sha256": found}
+    verdict["labels"] = check_splits(splits, config, progress)
+    return verdict | {"contents": contents(splits)} if files else None
 
 
 def fingerprint(splits: Splits, config: DataConfig) -> str | None:

@@ -49,7 +49,7 @@ GUARDS = [
         CHECKPOINT,
     ),
     Guard("all bad is an error", "checkpoint.py", "if refused:", "if False:", CHECKPOINT),
-    Guard("other settings are refused", "checkpoint.py", "if changed:", "if False:", CHECKPOINT),
+    Guard("other settings are refused", "provenance.py", "if changed:", "if False:", CHECKPOINT),
     Guard("space is asked for", "checkpoint.py", "if free < needed_bytes:", "if False:", f"{CHECKPOINT} -k space"),
     Guard("an allowed change counts", "state.py", "group.update(settings)", "pass", f"{TRAIN} -k reaches"),
     Guard(

@@ -1,0 +1,159 @@
+"""What a stage is made from: settings, data and teacher. Compared before anything goes on from it.
+
+Data and teacher stand among the settings as fingerprints, so that they are refused, or allowed to change, by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill.config import HARMLESS, Config, ConfigError, flatten
+from distill.losses import TERMS
+from distill.smp_files import FILES
+
+RECORD = "stage.json"  # of a finished stage, in its folder
+# Not settings, and not recorded by older versions: what they made says nothing of these, so these are not compared.
+FINGERPRINTS = ("data.train_files", "data.unlabelled_files", "data.val_files", "teacher.files")
+# Settings that do not reach a stage, by the beginning of their names.
+DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)
+FOREIGN = {
+    "teacher": ("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabelled", *DISTILLATION),
+    "baseline": ("teacher.", "baseline.", "export.", "data.unlabelled", *DISTILLATION),
+    "student": ("baseline.", "export."),
+}
+
+
+def stage_settings(config: Config, name: str, processes: int, files: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings that decide what a stage ends with, and the fingerprints of the data that it reads."""
+    factors = ("per_device_train_batch_size", "gradient_accumulation_steps")  # only their product counts
+    left_out, foreign = (*HARMLESS, *factors), FOREIGN.get(name, FOREIGN["student"])
+    flat = flatten(config) | dict(files or {})
+    settings = {k: v for k, v in flat.items() if k not in left_out and not k.startswith(foreign)}
+    global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return settings | {"global_batch_size": global_batch_size}
+
+
+def network_files(folder: Path) -> dict[str, str]:
+    """Hashes of what a network's folder says beside its weights: file → SHA-256, its first 16 digits."""
+    paths = (folder / name for name in FILES if name != "model.safetensors")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths if path.is_file()}
+
+
+def teacher_folder(config: Config) -> Path:
+    """Where the teacher is read from."""
+    if config.teacher.checkpoint is None:
+        return config.folder / "teacher"
+    path = Path(config.teacher.checkpoint)
+    return path / "teacher" if (path / "teacher").is_dir() else path
+
+
+def compare_folder(
+    config: Config, processes: int, files: Mapping[str, Any], underway: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Compares what the folder of a run holds with what is asked for now.
+
+    Args:
+        config: what is asked for.
+        processes: by how many processes.
+        files: fingerprints of the data.
+        underway: of the stages that have begun, the settings of their last state.
+
+    Returns:
+        Lines that say what finished stages were made with instead, where they are allowed to differ.
+
+    Raises:
+        ConfigError: they are not; or nothing is made with what changed, so that the records would lie.
+    """
+    made: dict[str, Mapping[str, Any]] = {}  # what each stage was or will be made with
+    changed: list[tuple[str, str, list[Any]]] = []  # finished stage, setting, value there and value here
+    own_teacher = config.teacher.checkpoint is None
+    for name in [*FOREIGN, "int8"] if own_teacher else ["baseline", "student", "int8"]:
+        folder, wanted = config.folder / name, json_like(stage_settings(config, name, processes, files))
+        if finished := (folder / RECORD).is_file():
+            made[name] = there = json.loads((folder / RECORD).read_text())["settings"]
+        elif name in underway or name in ("teacher", "student") or (name == "baseline" and config.baseline.enabled):
+            made[name], there, folder = wanted, underway.get(name, wanted), config.folder / "training" / name
+        if name in made and name != "int8":  # its steps and rate are its own; it is compared when its turn comes
+            there = {key: value for key, value in there.items() if key not in ("teacher.sha256", "teacher.files")}
+            differences = refuse_other_settings(folder, there, wanted, config.allow_change)
+            changed += [(name, key, values) for key, values in differences.items() if finished]
+    for _, key, (before, now) in changed:
+        # A teacher that is trained here reaches the others by its weights alone.
+        stages = ["teacher"] if own_teacher and key.startswith("teacher.") else list(made)
+        is_setting = key not in (*FINGERPRINTS, "teacher.checkpoint")
+        if is_setting and not any(key in made[stage] and made[stage][key] == now for stage in stages):
+            raise ConfigError(
+                f"{config.folder}: {key} {before!r} there, {now!r} here, but all that it reaches is finished, so "
+                f"allow_change changes nothing; leave {key} as it was, or set another --name"
+            )
+    return [f"{name} was made with {key} {before!r}" for name, key, (before, _) in changed]
+
+
+def as_made(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The settings with those in place that a stage was made with."""
+
+    def filled(section: Any, prefix: str) -> Any:
+        values = {}
+        for f in fields(section):
+            value, name = getattr(section, f.name), prefix + f.name
+            values[f.name] = filled(value, f"{name}.") if is_dataclass(value) else settings.get(name, value)
+        return replace(section, **values)
+
+    made: Config = filled(config, "")
+    return made
+
+
+def refuse_other_settings(
+    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], allowed: Collection[str] | None = None
+) -> dict[str, list[Any]]:
+    """Compares settings with those that what is in a folder was made with.
+
+    Args:
+        folder: what the message names.
+        there: settings it was made with.
+        here: settings of this run.
+        allowed: names that may differ; None if no difference can be lived with.
+
+    Returns:
+        The differences that are allowed: name → value there and value here.
+
+    Raises:
+        ConfigError: others differ; lists them.
+    """
+    # A setting that an older version did not have: its default is what that version did.
+    there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | dict(there)
+    here = {key: value for key, value in json_like(here).items() if key not in not_compared(there, here)}
+    keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))
+    differences = {key: [there.get(key), here.get(key)] for key in keys}
+    changed = {key: values for key, values in differences.items() if key not in (allowed or ())}
+    if changed:
+        fix = "set another --name or remove it" + (", or go on with --allow_change" if allowed is not None else "")
+        raise ConfigError(f"{folder}: was made with other settings ({describe(changed)}); {fix}")
+    return differences
+
+
+def not_compared(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Fingerprints that were not recorded there."""
+    return [key for key in FINGERPRINTS if key in here and key not in there]
+
+
+def describe(differences: Mapping[str, list[Any]], most: int = 5) -> str:
+    """Differences as words; of what has parts, those that differ."""
+    told = []
+    for key, (there, here) in differences.items():
+        parts = {key: (there, here)}
+        if isinstance(there, dict) and isinstance(here, dict):
+            names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+            parts = {f"{key}: {name}": (there.get(name), here.get(name)) for name in names}
+        told += [f"{name} {before!r} there, {after!r} here" for name, (before, after) in parts.items()]
+    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+
+
+def json_like(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values as they come back from JSON."""
+    return dict(json.loads(json.dumps(dict(value))))
