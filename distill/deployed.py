@@ -7,6 +7,7 @@ can ask for any amount of both. Torch is imported only for a folder.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ RANKS = {"mask": 3, "logits": 4, "confidence": 3}  # of the outputs: [N, H, W], 
 # 300 to 2,000 bytes and 2 to 9 µs per pixel on one core.
 MAX_FILE_BYTES = 1 << 31  # protobuf reads no more
 BASE_BYTES, BYTES_PER_FILE_BYTE, BYTES_PER_PIXEL = 200_000_000, 6, 8_000
+BYTES_PER_THREAD = 8 << 20  # its stack, by the system's count
 BASE_SECONDS, SECONDS_PER_PIXEL = 20, 100e-6
 
 
@@ -91,7 +93,7 @@ class OnnxProcess:
         self.process = sandbox.Sandbox(
             "from distill.deployed import serve; serve()",
             str(path),
-            BASE_BYTES + BYTES_PER_FILE_BYTE * size,
+            BASE_BYTES + BYTES_PER_FILE_BYTE * size + BYTES_PER_THREAD * (threads or os.cpu_count() or 1),
             "; --trusted runs it without limits, if you trust it",
         )
         told, _ = self.process.ask(BASE_SECONDS + size * 1e-6, path=str(path), threads=threads)

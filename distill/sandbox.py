@@ -34,6 +34,7 @@ except ImportError:  # Windows
 
 START_SECONDS = 120  # for the imports of the child, on a busy machine
 LONGEST_HEADER = 1 << 20
+THREADS, STACK_BYTES = 64, 2 << 20  # of the child: requests at once, and what each takes (by the system's count)
 OUT_OF_MEMORY = re.compile(r"bad_?alloc|allocate|MemoryError|[Ii]nsufficient memory|[Oo]ut of memory")
 
 Message = tuple[dict[str, Any], np.ndarray | None]
@@ -86,7 +87,7 @@ class Sandbox:
         """
         future: Future[Message] = Future()
         with self.lock:
-            self.requested += memory
+            self.requested += memory + STACK_BYTES
             self.most_requested = max(self.most_requested, self.requested)
             _limit(self.process.pid, self.base + self.memory + self.most_requested if self.base else 0)
             number = next(self.numbers)
@@ -100,7 +101,7 @@ class Sandbox:
             return self._answer(future, seconds)
         finally:
             with self.lock:
-                self.requested -= memory
+                self.requested -= memory + STACK_BYTES
 
     def close(self) -> None:
         """Ends the child, whatever it is doing."""
@@ -154,7 +155,8 @@ def serve(answer: Callable[[dict[str, Any], np.ndarray | None], Message]) -> Non
     code = 1
     try:
         _write(answers, {"id": -1}, None)
-        pool = ThreadPoolExecutor(64)
+        threading.stack_size(STACK_BYTES)
+        pool = ThreadPoolExecutor(THREADS)
         while message := _read(sys.stdin.buffer):
             pool.submit(work, *message)
         code = 0

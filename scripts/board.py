@@ -86,7 +86,7 @@ FIGURES: dict[str, tuple[str, Measure, Measure]] = {
         lambda f: test_bad_files.bad_files(list(test_bad_files.BAD)[::6], f),
     ),
     "hostile": (
-        "hostile files that ran code, asked the network or ate memory",
+        "hostile files that ran code, asked the network, hung or ate memory",
         lambda f: test_hostile.hostile(list(test_hostile.HOSTILE), f),
         lambda f: test_hostile.hostile(list(test_hostile.HOSTILE)[::6], f),
     ),

@@ -29,18 +29,22 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
 
 
-def video(path: Path, honest: bool = True) -> Path:
-    """An AVI of frames of 16000×12000; or its header and its first frame say 64×48."""
-    width, height = (WIDTH, HEIGHT) if honest else (64, 48)
-    frames = [jpeg(width, height), jpeg(), jpeg()]
-    most = max(map(len, frames))
-    main = struct.pack("<14I", 100_000, 0, 0, 0x10, 3, 0, 1, most, width, height, 0, 0, 0, 0)
-    stream = b"vidsMJPG" + struct.pack("<10I4H", 0, 0, 0, 1, 10, 0, 3, most, 0, 0, 0, 0, width, height)
+def avi(frames: list[bytes], width: int, height: int) -> bytes:
+    """JPEGs as a video of 10 frames a second, with the size that its header says."""
+    most, count = max(map(len, frames)), len(frames)
+    main = struct.pack("<14I", 100_000, 0, 0, 0x10, count, 0, 1, most, width, height, 0, 0, 0, 0)
+    stream = b"vidsMJPG" + struct.pack("<10I4H", 0, 0, 0, 1, 10, 0, count, most, 0, 0, 0, 0, width, height)
     bitmap = struct.pack("<IiiHH4sIiiII", 40, width, height, 1, 24, b"MJPG", 3 * width * height, 0, 0, 0, 0)
     stream_list = _chunk(b"LIST", b"strl" + _chunk(b"strh", stream) + _chunk(b"strf", bitmap))
     content = _chunk(b"LIST", b"hdrl" + _chunk(b"avih", main) + stream_list)
     content += _chunk(b"LIST", b"movi" + b"".join(_chunk(b"00dc", frame) for frame in frames))
-    path.write_bytes(_chunk(b"RIFF", b"AVI " + content))
+    return _chunk(b"RIFF", b"AVI " + content)
+
+
+def video(path: Path, honest: bool = True) -> Path:
+    """An AVI of frames of 16000×12000; or its header and its first frame say 64×48."""
+    width, height = (WIDTH, HEIGHT) if honest else (64, 48)
+    path.write_bytes(avi([jpeg(width, height), jpeg(), jpeg()], width, height))
     return path
 
 

@@ -48,3 +48,9 @@ def test_predict_needs_no_torch_for_an_onnx_file(tmp_path):
     result = run(code + "sys.exit(main(['model.onnx', 'photo.png', '--overlay', '0.5']))", tmp_path)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "predictions" / "masks" / "photo.png").size == (40, 30)
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path):
+    code = f"sys.path.insert(0, {str(ROOT)!r})\nimport os, distill\nassert 'onnxruntime' not in sys.modules\n"
+    result = run(code + "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\nimport distill.deployed", tmp_path)
+    assert result.returncode == 0, result.stderr

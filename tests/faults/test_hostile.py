@@ -5,16 +5,22 @@ import json
 import os
 import pickle
 import resource
-import socket
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
+import hostile_media
 import pytest
 import torch
+import watch
 from conftest import tiny_config
 from harness import Figure, Launch
+from hostile_media import CLEAN
 from safetensors.torch import save_file
 from test_bad_files import BAD, SETTINGS, draw
 from test_checkpoint import checkpoints, state
@@ -27,7 +33,7 @@ from distill.data import check_splits, open_splits
 from distill.launch import lock
 from distill.pipeline import main
 
-MEMORY_MB, SECONDS = 300, 60
+MEMORY_MB, OVER_CLEAN_MB, SECONDS = 300, 500, 60  # a file's own memory, or beyond what a clean one takes
 CLASSES = ["a", "b"]
 
 
@@ -258,61 +264,76 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "a bomb of a WebP": webp,
     "a lock that is a link": lambda folder: victim(folder, ".lock"),
     "settings that are a link": lambda folder: victim(folder, "config.yaml"),
+    **hostile_media.HOSTILE,
 }
 
 
 def hostile(names: Sequence[str], folder: Path) -> Figure:
-    """Gives each file to the code that reads it, in a process of its own that is watched."""
+    """Gives each file to the code that reads it, in a process of its own that is watched with its children."""
     folder.mkdir(parents=True, exist_ok=True)
-    failures, most = [], 0.0
+    kinds = {name: next((kind for kind in CLEAN if name.startswith(kind)), "") for name in names}
+    clean = {kind: _watched(kind, folder / f"clean{i}") for i, kind in enumerate(sorted(set(kinds.values()) - {""}))}
+    failures = [f"{kind}, a clean one: {told['error']}" for kind, told in clean.items() if told["error"]]
+    most, network = 0.0, set()
     for i, name in enumerate(names):
-        marker, report, log = (folder / f"{i}.{what}" for what in ("marker", "json", "log"))
-        environment = {"MARKER": str(marker), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-        launch = Launch(_meet, (name, folder / str(i), report), 1, log, environment)
-        try:
-            launch.wait(SECONDS)
-        except TimeoutError:
+        told = _watched(name, folder / str(i))
+        grown = told["grown_mb"] - (clean[kinds[name]]["grown_mb"] if kinds[name] else 0.0)
+        most = max(most, grown)
+        network.add(told["network"])
+        if told["late"]:
             failures.append(f"{name}: still at it after {SECONDS} s")
-            continue
-        told = json.loads(report.read_text()) if report.exists() else {"error": None, "grown_mb": float("inf")}
-        most = max(most, told["grown_mb"])
-        if marker.exists():
-            failures.append(f"{name}: ran code, asked the network or changed a file of somebody else")
-        elif told["grown_mb"] > MEMORY_MB:
-            failures.append(f"{name}: took {told['grown_mb']:.0f} MB")
+        elif told["asked"]:
+            failures.append(f"{name}: asked the network")
+        elif told["ran"]:
+            failures.append(f"{name}: ran code or changed a file of somebody else")
+        elif grown > (OVER_CLEAN_MB if kinds[name] else MEMORY_MB):
+            failures.append(f"{name}: took {grown:.0f} MB")
         elif told["error"] is None:
             failures.append(f"{name}: was accepted")
+    if watch.UNWATCHED in network:
+        print(f"hostile: the network is {watch.UNWATCHED}", file=sys.stderr)
     return Figure(
-        "hostile files (pickles, YAML, images, links) that ran code, asked the network or ate memory",
+        "hostile files (pickles, YAML, images, videos, ONNX, teachers, links) that ran code, asked the network, hung "
+        f"or took {MEMORY_MB} MB, or {OVER_CLEAN_MB} MB more than a clean one",
         "0",
         f"{len(failures)} / {len(names)}",
         not failures,
         failures,
-        {"most_memory_mb": round(most)},
+        {"most_memory_mb": round(most), "network": "; ".join(sorted(network))},
     )
+
+
+def _watched(name: str, folder: Path) -> dict[str, Any]:
+    """What a file does to a process and its children."""
+    marker, report, log = (folder.with_suffix(suffix) for suffix in (".marker", ".json", ".log"))
+    environment = {"MARKER": str(marker), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    launch = Launch(_meet, (name, folder, report), 1, log, environment)
+    children: dict[int, float] = {}
+    end = time.monotonic() + SECONDS
+    while launch.running and time.monotonic() < end:
+        watch.children_peaks_mb(launch.ranks[0].pid, children)
+        time.sleep(0.02)
+    late = launch.running
+    launch.kill()
+    told = {"error": None, "grown_mb": 0.0 if late else float("inf"), "asked": False, "network": "no report"}
+    if report.exists():
+        told |= json.loads(report.read_text())
+    told["grown_mb"] += sum(children.values())
+    return told | {"ran": marker.exists(), "late": late}
 
 
 def _meet(name: str, folder: Path, report: Path) -> None:
     """In a process of its own: what the file does to memory, and the error that ends it."""
-
-    def no_network(*_: object, **__: object) -> None:
-        Path(os.environ["MARKER"]).touch()
-        raise OSError("no network here")
-
-    socket.getaddrinfo = socket.create_connection = no_network  # type: ignore[assignment]
+    network = watch.Network(report.with_suffix(".strace"))
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))  # a fuse for the machine
     Path("/proc/self/clear_refs").write_text("5")  # starts the measurement of the peak anew
-    before, error = _peak_mb(), None
+    before, error = watch.peak_mb(), None
     try:
-        HOSTILE[name](folder)
+        {**HOSTILE, **CLEAN}[name](folder)
     except (Exception, SystemExit) as problem:
         error = f"{type(problem).__name__}: {problem}"
-    report.write_text(json.dumps({"error": error, "grown_mb": _peak_mb() - before}))
-
-
-def _peak_mb() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    told = {"error": error, "grown_mb": watch.peak_mb() - before, "asked": network.asked(), "network": network.how}
+    report.write_text(json.dumps(told))
 
 
 def _names(*words: str) -> list[str]:
@@ -321,12 +342,39 @@ def _names(*words: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "names",
-    [_names("pickle", "safetensors"), _names("YAML"), _names("link"), _names("bomb", "pipe", "huge", "PostScript")],
-    ids=["pickle", "yaml", "link", "bomb"],
+    [
+        _names("pickle", "safetensors"),
+        _names("YAML"),
+        _names("link"),
+        _names("bomb", "pipe", "huge", "PostScript"),
+        _names("an ONNX file", "a video", "a picture"),
+    ],
+    ids=["pickle", "yaml", "link", "bomb", "media"],
 )
 def test_hostile_files_do_nothing(tmp_path, names):
     figure = hostile(names, tmp_path)
     assert figure.ok, "\n".join(figure.failures)
+
+
+def _ask(how: str, namespace: bool, report: Path) -> None:
+    network = watch.Network(report.with_suffix(".strace"), namespace)
+    if how == "OpenCV":
+        del os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"]  # with which it may only open files
+        cv2.VideoCapture("http:127.0.0.1:9?.mp4", cv2.CAP_FFMPEG)
+    elif how == "a child":
+        code = "import socket; socket.getaddrinfo('example.com', 80)"
+        subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    report.write_text(json.dumps([network.how, network.asked()]))
+
+
+@pytest.mark.parametrize("namespace", [True, False])
+@pytest.mark.parametrize("how", ["OpenCV", "a child", "nothing"])
+def test_the_network_is_watched_below_python(tmp_path, how, namespace):
+    Launch(_ask, (how, namespace, tmp_path / "told.json"), 1, tmp_path / "log").wait(SECONDS)
+    watched, asked = json.loads((tmp_path / "told.json").read_text())
+    if watched == watch.UNWATCHED:
+        pytest.skip(watched)
+    assert asked == (how != "nothing")
 
 
 @pytest.mark.faults
