@@ -33,6 +33,7 @@ from distill.metrics import Scores, confusion_matrix
 from distill.pictures import Palette, colorize, row
 from distill.scoring import BoundaryIoU, Calibration
 from distill.smp_folder import SmpFolder
+from distill.text import say
 
 WRONG = (230, 60, 50)
 DATA_FLAGS = ("-c", "--config", "--data", "--data.format")  # one of them says which data; the others only vary it
@@ -278,7 +279,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
         if one:
             check_classes(path, one, splits.classes)
     where = "drawn scenes" if data.format == "synthetic" else f"{data.format}, {Path(data.root).resolve()}"
-    print(f"{args.model} on {where}: {args.split}, {len(dataset)} images", flush=True)
+    say(f"{args.model} on {where}: {args.split}, {len(dataset)} images")
     probabilities = sliding(plain(model), args.window) if args.window else plain(model)
     if args.flip or args.scales != [1.0]:
         probabilities = augmented(probabilities, args.scales, args.flip)
@@ -302,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.output_dir = free_folder(args.output_dir)
         numbers = evaluate(args, settings)
     except (ConfigError, FloatingPointError, OSError) as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
+        say(f"evaluate: error: {error}", sys.stderr)
         return 2
-    print(f"{describe(numbers)}\n{args.output_dir}/evaluation.json, {args.output_dir}/worst/")
+    say(f"{describe(numbers)}\n{args.output_dir}/evaluation.json, {args.output_dir}/worst/")
     return 0

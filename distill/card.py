@@ -12,9 +12,12 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from distill.config import Config, ConfigError
 from distill.losses import TERMS
 from distill.report import files, latency, summary, table
+from distill.text import cell, printable
 
 PUBLISHED = ("*.md", "*.json", "*.onnx", "model.safetensors")
 PRIVATE = ("stage.json", "*/*")  # settings with paths of this machine; a folder in there is none of ours
+READ_IMAGE = """image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # as viewers show it
+image = np.asarray(image)[None]  # uint8 [N, H, W, 3]"""
 
 
 def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None:
@@ -26,7 +29,7 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
         results: what `results.json` holds.
     """
     student, teacher, classes = results["student"], results["teacher"], results["classes"]
-    data = config.data.format if config.data.format != "folders" else Path(config.data.root).resolve().name
+    data = config.data.format if config.data.format != "folders" else printable(Path(config.data.root).resolve().name)
     scored = EvalResult(
         task_type="image-segmentation",
         dataset_type=data,
@@ -38,7 +41,7 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
     header = ModelCardData(
         library_name="segmentation-models-pytorch",
         pipeline_tag="image-segmentation",
-        tags=["semantic-segmentation", "knowledge-distillation", "onnx"],
+        tags=["semantic-segmentation", "knowledge-distillation", *(["onnx"] if "onnx" in results else [])],
         datasets=[data],
         base_model=f"{config.name}/teacher",
         model_name=config.name,
@@ -59,31 +62,21 @@ from a {_network(folder.parent / "teacher")} of {teacher["params"] / 1e6:.2f} M.
 
 ## Results
 
-On {results["val_images"]} validation images (`{data}`), void left out:
+On {results["val_images"]} validation images ({cell(data)}), void left out:
 
 {summary(results)}
 
 {table(per_class)}
 {_details(results)}
 ## Use
-
-With onnxruntime alone; scaling, normalisation and padding are in the file, images {_sizes(results)}:
-
-```python
-import numpy as np, onnxruntime
-from PIL import Image, ImageOps
-
-session = onnxruntime.InferenceSession("model.onnx")
-image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # as viewers show it
-image = np.asarray(image)[None]  # uint8 [N, H, W, 3]
-mask = session.run(["mask"], {{"image": image}})[0][0]  # uint8 [H, W], class ids
-```
-
+{_with_onnxruntime(results) if "onnx" in results else ""}
 With PyTorch, from this folder:
 
 ```python
-import albumentations as A, segmentation_models_pytorch as smp, torch
+import albumentations as A, numpy as np, segmentation_models_pytorch as smp, torch
+from PIL import Image, ImageOps
 
+{READ_IMAGE}
 model, preprocess = smp.from_pretrained("."), A.Compose.from_pretrained(".")
 x = preprocess(image=image[0])["image"].transpose(2, 0, 1)[None]  # padded at the bottom and right
 mask = model(torch.from_numpy(x)).argmax(1)[0, : image.shape[1], : image.shape[2]]
@@ -138,6 +131,21 @@ def _percent(value: float | None) -> str:
 def _network(folder: Path) -> str:
     made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return f"{made_of['_model_class']} on {made_of['encoder_name'].removeprefix('tu-')}"
+
+
+def _with_onnxruntime(results: Mapping[str, Any]) -> str:
+    return f"""
+With onnxruntime alone; scaling, normalisation and padding are in the file, images {_sizes(results)}:
+
+```python
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("model.onnx")
+{READ_IMAGE}
+mask = session.run(["mask"], {{"image": image}})[0][0]  # uint8 [H, W], class ids
+```
+"""
 
 
 def _sizes(results: Mapping[str, Any]) -> str:

@@ -239,7 +239,8 @@ def size_of(tensors: Any) -> int:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON that a person can read, replaced as a whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace")  # names that are no UTF-8
+    write_text(path, text.decode() + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

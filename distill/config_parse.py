@@ -22,6 +22,7 @@ import yaml
 
 from distill.config import Config, ConfigError, flatten
 from distill.config_terms import Schedule
+from distill.text import printable, say
 
 MAX_CONFIG_BYTES = 1_000_000
 LARGEST = 1e15  # float32 ends at 3e38, and a learning rate is multiplied by weight decay, a temperature by itself
@@ -132,7 +133,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
         check(config)
     except (jsonargparse.ArgumentError, ConfigError) as error:
         where = f" (in {', '.join(files)} or the flags)" if files else ""
-        print(f"distill: error: {_one_line(str(error))}{where}", file=sys.stderr)
+        say(f"distill: error: {_one_line(str(error))}{where}", sys.stderr)
         sys.exit(2)
     return config
 
@@ -165,6 +166,8 @@ def check(config: Config) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key}: {value} is not finite")
         for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, str) and number.encode(errors="replace").decode() != number:
+                raise ConfigError(f"{key}: {printable(number)} is not UTF-8; rename it")
             if isinstance(number, float) and abs(number) > LARGEST:
                 raise ConfigError(f"{key}: {number} is beyond what float32 computes with; at most {LARGEST:g}")
             if isinstance(number, int) and abs(number) >= 1 << 63:

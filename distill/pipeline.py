@@ -43,6 +43,7 @@ from distill.results import collect, finish
 from distill.run import Run, Stopped
 from distill.smp_files import FILES
 from distill.teacher import Teacher, check_teacher
+from distill.text import say
 from distill.train import train
 
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
@@ -57,14 +58,12 @@ def main(config: Config, action: Callable[[Config], Any] | None = None) -> int:
     except (ConfigError, ExportError, FloatingPointError, OSError) as error:
         # What a worker raised comes with its traceback; the last line is ours.
         text = str(error).strip()
-        print(
-            "distill: error:",
-            text.splitlines()[-1].split("Error: ")[-1] if "Traceback" in text else text,
-            file=sys.stderr,
-        )
+        if "Traceback" in text:
+            text = text.splitlines()[-1].split("Error: ")[-1]
+        say(f"distill: error: {text}", sys.stderr)
         return 1
     except Stopped as stopped:
-        print(f"distill: {stopped}", file=sys.stderr)
+        say(f"distill: {stopped}", sys.stderr)
         return EXIT_STOPPED
     return 0
 

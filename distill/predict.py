@@ -29,6 +29,7 @@ from distill.deployed import Segmenter, open_model
 from distill.large import Shrunk, Tiled
 from distill.pictures import overlay, palette_image, row
 from distill.sandbox import SandboxError
+from distill.text import printable, say
 
 _T = TypeVar("_T")
 
@@ -112,7 +113,7 @@ def predict(
                 raise
             except ConfigError as error:
                 summary.skipped.append(str(error))
-                tqdm.write(f"predict: skipped {error}", file=sys.stderr)
+                tqdm.write(printable(f"predict: skipped {error}"), file=sys.stderr)
             bar.update()
     summary.seconds = time.perf_counter() - start
     return summary
@@ -230,10 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         summary = predict(model, files, args.output_dir, args.overlay, teacher, workers, args.max_pixels)
     except ConfigError as error:
-        print(f"predict: error: {error}", file=sys.stderr)
+        say(f"predict: error: {error}", sys.stderr)
         return 2
     except OSError as error:
-        print(f"predict: error: {args.output_dir}: {error}", file=sys.stderr)
+        say(f"predict: error: {args.output_dir}: {error}", sys.stderr)
         return 1
-    print(describe(summary, model.classes, args.output_dir))
+    say(describe(summary, model.classes, args.output_dir))
     return 1 if summary.skipped else 0

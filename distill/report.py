@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from distill.batch import UNLABELLED
 from distill.models import Network
 from distill.pictures import colorize, row
+from distill.text import cell, printable
 
 STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG = (230, 60, 50), (60, 130, 240), (245, 190, 40)
 STAGES = ("teacher", "baseline", "student")
@@ -67,7 +69,8 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown table, first row the header, first column to the left, the others to the right."""
+    """Markdown table, first row the header, first column to the left, the others to the right; cells are plain text."""
+    rows = [[cell(text) for text in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -94,8 +97,8 @@ def write_report(folder: Path, name: str, results: Mapping[str, Any], samples: S
         lines += ["## Files", "", *files(results), ""]
     if "latency" in results:
         lines += ["## Time and size", "", *latency(results["latency"]), ""]
-    lines += ["## Images", "", LEGEND, "", *(f"![{path}]({path})" for path in samples), ""]
-    lines += ["## Again", "", f"    {command}", ""]
+    lines += ["## Images", "", LEGEND, "", *(f"![{cell(path)}]({quote(path)})" for path in samples), ""]
+    lines += ["## Again", "", f"    {printable(command)}", ""]
     text = "\n".join(lines)
     (folder / "report.md").write_text(text, encoding="utf-8")
     return text

@@ -73,8 +73,7 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
         tracker.image(f"samples/{name}", picture, last)
     tracker.text("report", report, last)
     tracker.close()
-    run.say(
-        f"\n{summary(results)}\n\n{folder}/report.md, {student}/model.onnx, tensorboard --logdir {folder}/tensorboard"
-    )
+    made = f"{student}/{'model.onnx' if 'onnx' in results else 'model.safetensors'}"
+    run.say(f"\n{summary(results)}\n\n{folder}/report.md, {made}, tensorboard --logdir {folder}/tensorboard")
     if config.push_to_hub and config.hub_model_id:
         run.say(f"uploaded to {push(student, config.hub_model_id)}")

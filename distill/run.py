@@ -13,6 +13,7 @@ from distill.config import Config
 from distill.data import Splits
 from distill.evaluate import Evaluation, evaluate
 from distill.models import Network
+from distill.text import printable
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Run:
     def say(self, line: str) -> None:
         """A line for the person who watches, once."""
         if self.accelerator.is_main_process:
-            tqdm.write(line)
+            tqdm.write(printable(line, keep="\n"))
 
     def progress(self, items: Iterable | None = None, **options: Any) -> tqdm:
         """A progress bar, on the main process and only where somebody watches."""

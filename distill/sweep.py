@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from distill.config import Config, ConfigError, dump
 from distill.config_parse import parse, read_yaml, refuse_mixed
+from distill.text import cell, printable
 
 SECTIONS = {"settings", "trials", "grid", "random", "seeds"}
 
@@ -187,8 +188,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for name in sorted(by_name, key=lambda name: -mean[name]):
         scores = [100 * r["mean_iou"] for r in by_name[name]]
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        settings = describe(by_name[name][0]["settings"])
-        lines.append(f"| {name} | {100 * mean[name]:.2f}{spread} | {len(scores)} | {settings} |")
+        settings = cell(describe(by_name[name][0]["settings"]))
+        lines.append(f"| {cell(name)} | {100 * mean[name]:.2f}{spread} | {len(scores)} | {settings} |")
     return "\n".join(lines)
 
 
@@ -205,7 +206,7 @@ def command_line(arguments: Sequence[str]) -> tuple[Config, list[Trial], list[Co
     try:
         trials = read_trials(own.file, own.seeds, own.only)
     except ConfigError as error:
-        parser.exit(2, f"distill: error: {error}\n")
+        parser.exit(2, printable(f"distill: error: {error}") + "\n")
     # As everywhere, flags win over files; a trial wins over all. Checked one by one before the first is trained.
     shared = [*(f"--config={file}" for file in own.config), *flags(trials[0].common), *rest]
     configs = [parse([*shared, *flags(trial.settings), f"--seed={trial.seed}"]) for trial in trials]

@@ -1,5 +1,6 @@
 """The model card of a run says what is true, its lines of code run, and the folder reaches the Hub when asked to."""
 
+import json
 import re
 import shutil
 
@@ -14,6 +15,7 @@ from distill import card
 from distill.config import ConfigError
 from distill.config_parse import parse
 from distill.pipeline import distil
+from distill.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,35 @@ def test_a_repository_has_a_name(capsys):
     with pytest.raises(SystemExit):
         parse(["--push_to_hub=true"])
     assert "hub_model_id: push_to_hub needs" in capsys.readouterr().err
+
+
+def test_without_an_export_nothing_speaks_of_its_file(student, tmp_path):
+    shutil.copytree(student[0].parent, tmp_path / "run")
+    results = {key: value for key, value in student[1].items() if key != "onnx"}
+    card.write_card(tmp_path / "run" / "student", tiny_config(tmp_path / "run"), results)
+    text = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "onnx" not in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(code, "README.md", "exec")
+    assert code.index("image = ") < code.index("image[0]")
+
+
+HOSTILE = "<img src=x onerror=alert(1)> | 1 | [a](http://x) `rm`\n| b"
+
+
+def test_names_are_text_in_the_card_and_the_report(student, tmp_path):
+    shutil.copytree(student[0].parent, tmp_path / "run")
+    results = json.loads(json.dumps(student[1]).replace('"balloon"', json.dumps(HOSTILE)))
+    config = tiny_config(tmp_path / "run", data__format="folders", data__root=tmp_path / HOSTILE.replace("/", ""))
+    card.write_card(tmp_path / "run" / "student", config, results)
+    write_report(tmp_path / "run", "tiny", results, [f"samples/{HOSTILE}.png"], "command")
+    for path in ("student/README.md", "report.md"):
+        text = (tmp_path / "run" / path).read_text().split("\n---\n")[-1]
+        (line,) = re.findall(r"^\| .*onerror.*$", text, re.MULTILINE)
+        assert len(re.findall(r"(?<!\\)\|", line)) == 4, line
+        shown = "\n".join(line for line in text.splitlines() if "onerror" in line)
+        assert len(shown.splitlines()) == 2
+        assert "<img" not in shown
+        assert not re.search(r"(?<!\\)\]\(http", shown)
+        assert not re.search(r"(?<!\\)`", shown)
+    assert ModelCard.load(tmp_path / "run" / "student" / "README.md").data.library_name

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
-    {"config", "config_terms", "config_parse", "batch", "pictures", "smp_files", "sandbox", "launcher"},
+    {"config", "config_terms", "config_parse", "batch", "pictures", "text", "smp_files", "sandbox", "launcher"},
     {"models", "losses", "metrics", "data", "media", "scoring", "optimizer_file", "provenance"},
     {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report", "eight_bits"},
     {"run", "launch", "smp_folder", "deployed", "quantize", "half", "inference", "rounding"},

@@ -172,7 +172,9 @@ def test_a_teacher_near_chance_is_refused(finished, tmp_path, capsys, monkeypatc
     ):
         config = tiny_config(tmp_path / "ok", baseline__enabled="false", export__enabled="false", **settings)
         assert main(config) == 0
-        assert "warning: teacher (" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "warning: teacher (" in said
+        assert "model.onnx" not in said, "nothing was exported"
         shutil.rmtree(tmp_path / "ok")
 
 

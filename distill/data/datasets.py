@@ -18,6 +18,7 @@ from distill.config import ConfigError, DataConfig
 from distill.data import synthetic, things
 from distill.data.transforms import resize_labels
 from distill.pictures import decoded_pixels, made_up_palette
+from distill.text import harmless, printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -115,6 +116,8 @@ def open_splits(config: DataConfig) -> Splits:
         if not root.is_dir():
             raise ConfigError(f"data.root: {root} is not a folder")
         train, val = (_files(config, root / images, root / masks, len(classes), void) for images, masks in folders)
+    if bad := [name for name in classes if not harmless(name)]:
+        raise ConfigError(f"data.classes: {bad[0]!r} has a control character or is not UTF-8; rename it")
     if len(classes) < 2:
         raise ConfigError(f"data.classes: {list(classes)} leaves nothing to decide; name the background as a class too")
     if twice := [name for i, name in enumerate(classes) if name in classes[:i]]:
@@ -208,6 +211,8 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     except PermissionError:
         raise ConfigError(f"{folder}: cannot be read; check its permissions") from None
     for path in paths:
+        if not harmless(path.name):
+            raise ConfigError(f"{printable(str(path))}: its name has a control character or is not UTF-8; rename it")
         if path.stem in found:
             raise ConfigError(f"{path}: has the same stem as {found[path.stem].name}; rename one of them")
         found[path.stem] = path
