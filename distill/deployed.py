@@ -67,7 +67,7 @@ def open_model(path: Path, threads: int = 0, trusted: bool = False) -> Segmenter
     if path.is_file():
         return OnnxModel(path, threads) if trusted else OnnxProcess(path, threads)
     if not (path / "config.json").is_file():
-        state = "is none of them" if path.exists() else "is not there"
+        state = "holds no config.json" if path.is_dir() else "is neither" if path.exists() else "is not there"
         raise ConfigError(f"{path}: expected an ONNX file, a folder written by SMP's save_pretrained or a run; {state}")
     from distill.smp_folder import SmpFolder  # imports torch
 

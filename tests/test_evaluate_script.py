@@ -14,7 +14,7 @@ from PIL import Image
 from distill import assess, models
 from distill.config import ConfigError, NetworkConfig
 from distill.data import Dataset
-from distill.deployed import OnnxModel
+from distill.deployed import OnnxModel, open_model
 from distill.inference import latencies, sizes
 from distill.scoring import BoundaryIoU, Calibration
 
@@ -207,6 +207,12 @@ def test_flags_win_over_a_runs_own_settings(tmp_path, labelled, capsys):
     call = [str(tmp_path / "model.onnx"), f"--data.root={labelled}", f"--output_dir={tmp_path / 'out'}"]
     assert assess.main(call) == 0
     assert f"on folders, {labelled}: val, 2 images" in capsys.readouterr().out
+
+
+def test_what_stands_there_instead_of_a_network_is_said(tmp_path, model):
+    for path, words in ((tmp_path, "holds no config.json"), (tmp_path / "nowhere", "is not there")):
+        with pytest.raises(ConfigError, match=rf"{path}: expected an ONNX file, .*{words}$"):
+            open_model(path)
 
 
 def odd_mask(path, operator, shape=None, **attributes):

@@ -284,6 +284,30 @@ GUARDS = [
         "if False:",
         "tests/test_pipeline.py -k chance",
     ),
+    Guard(
+        "layers beyond the weights", "models.py", "if next(layers) > 0:", "if False:", "tests/test_models.py -k layers"
+    ),
+    Guard(
+        "a teacher's other files",
+        "smp_files.py",
+        "if name in config:",
+        "if False:",
+        "tests/test_models.py -k elsewhere",
+    ),
+    Guard(
+        "numbers from each image",
+        "smp_files.py",
+        'transform.get("normalization", "standard")) != "standard":',
+        'transform.get("normalization", "standard")) is None:',
+        "tests/test_models.py -k refused_by_name",
+    ),
+    Guard(
+        "no evaluation is overwritten",
+        "assess.py",
+        'if (wanted / "evaluation.json").exists():',
+        "if False:",
+        "tests/test_evaluate_script.py -k overwritten",
+    ),
 ]
 
 
