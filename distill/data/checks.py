@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +74,28 @@ def check_splits(
         raise ConfigError(problems[0] if len(problems) == 1 else f"{len(problems)} bad files:\n  {listed}")
     if config.check != "full":
         return None
-    for split, dataset in _named(splits):
-        if split != "val":
-            view = View(dataset, build_transform(config), seed=0)
-            for epoch in range(AUGMENTED):
-                view[epoch, smallest[split][1]]
+    _augment(splits, config, {split: index for split, (_, index) in smallest.items()})
     if not pixels["val"][:VOID].any():
         raise ConfigError(
-            f"data.ignore_index: no pixel of the {len(splits.val)} validation masks has a class, so nothing can be "
-            f"scored; check {config.ignore_index} and the masks"
+            f"data.val_masks: no pixel of the {len(splits.val)} validation masks has a class, all are void (label "
+            f"{_void_label(config)}), so nothing can be scored; check the masks"
         )
     found = [int(n) for n in (*pixels["train"][: len(splits.classes)], pixels["train"][VOID])]
     check_labels(found, splits.classes, config)
     return found
+
+
+def _augment(splits: Splits, config: DataConfig, smallest: Mapping[str, int]) -> None:
+    """Augments the smallest image of each split that is trained on: it is the one that may not bear it."""
+    for split, dataset in _named(splits):
+        if split != "val":
+            view = View(dataset, build_transform(config), seed=0)
+            for epoch in range(AUGMENTED):
+                view[epoch, smallest[split]]
+
+
+def _void_label(config: DataConfig) -> int:
+    return datasets.CAMVID_VOID if config.format == "camvid" else config.ignore_index
 
 
 def check_labels(pixels: Sequence[int], classes: Sequence[str], config: DataConfig) -> None:
@@ -114,7 +123,7 @@ def check_labels(pixels: Sequence[int], classes: Sequence[str], config: DataConf
         return
     cause = "are data.classes all the classes, in the order of their ids"
     if void > config.max_void_share:
-        cause = f"does the label {config.ignore_index} mean a class, as in masks of 0 and 255 (store ids 0, 1, …)"
+        cause = f"does the label {_void_label(config)} mean a class, as in masks of 0 and 255 (store ids 0, 1, …)"
     raise ConfigError(f"data.classes: {' and '.join(found)}; {cause}? If it is meant: {' and '.join(cures)}")
 
 
