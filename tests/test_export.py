@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -105,6 +106,39 @@ def test_a_file_that_differs_is_not_published(scenes, tmp_path, monkeypatch, fau
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_student_of_large_numbers_is_published(scenes, tmp_path):
+    net = network()
+    with torch.no_grad():
+        for parameter in net.model.segmentation_head.parameters():
+            parameter *= 1000
+    proof = export.export_onnx(net, tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
+    assert proof["max_abs_diff"] > 1e-3
+    assert proof["max_abs_diff"] < 1e-5 * proof["max_logit"]
+
+
+def test_a_file_that_is_nearer_to_float64_than_the_network_is_published(scenes, tmp_path, monkeypatch):
+    def prove(net, *arguments):
+        def coarse(_, __, outputs):  # as torch's GroupNorm of maps of one pixel
+            return replace(outputs, logits=outputs.logits * (1 + 1e-3 * (outputs.logits.dtype == torch.float32)))
+
+        net.register_forward_hook(coarse)
+        return right(net, *arguments)
+
+    right = export.prove
+    monkeypatch.setattr(export, "prove", prove)
+    proof = export.export_onnx(network(), tmp_path / "model.onnx", scenes, ExportConfig(), {}, SMALL)
+    assert proof["max_abs_diff"] < 1e-5 * proof["max_logit"]
+
+
+@pytest.mark.parametrize("factor", [1, 10, 1000])
+def test_limits_follow_the_size_of_the_numbers(factor):
+    fine = {"max_logit": 10 * factor, "argmax_agreement": 1.0}
+    assert not export.Proof(**fine, max_abs_diff=2e-4 * factor, max_margin=4e-4 * factor).faults()
+    for name in ("max_abs_diff", "max_margin", "max_confidence_diff"):
+        (fault,) = export.Proof(**fine, **{name: 2e-3 * factor}).faults()
+        assert fault.startswith(name)
+
+
 def test_a_network_that_the_exporter_cannot_take_is_named(scenes, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise torch.onnx.OnnxExporterError("Failed\nin detail") from ValueError("no such size\nsource code")
@@ -137,9 +171,10 @@ def test_nothing_of_the_sources_is_in_the_file(exported):
     assert b".py" not in content
 
 
-def test_images_of_several_sizes_and_an_architecture_for_one(tmp_path):
+def test_images_of_several_sizes_and_an_architecture_for_one(tmp_path, monkeypatch):
     images = [np.zeros((64, 96, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)]
     several = Dataset(["a", "b"], lambda i: (images[i], images[i][..., 0]), [()] * 2, lambda i: None)
+    monkeypatch.setattr(export, "write_onnx", lambda *_: pytest.fail("exported first"))
     with pytest.raises(export.ExportError, match=r"PSPNet is exported for one size.*data.image_size"):
         export.export_onnx(network("pspnet"), tmp_path / "model.onnx", several, ExportConfig(), {})
 
