@@ -21,6 +21,7 @@ import jsonargparse
 import yaml
 
 from distill.config import Config, ConfigError, flatten
+from distill.config_help import help_text
 from distill.config_terms import Schedule
 from distill.text import printable, say
 
@@ -110,25 +111,25 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """Settings from the command line; on bad ones, prints one line and exits with code 2."""
+    """Settings from the command line; on bad ones, prints one line and exits with code 2. Answers `--help`."""
     jsonargparse.set_loader("yaml", lambda text: refuse_mixed(_load_yaml(text)), exceptions=(ValueError,))
-    parser = jsonargparse.ArgumentParser(
-        prog="distill.py",
-        description="Train a teacher (or load one), distil a student, export it to ONNX and report on all of it.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = jsonargparse.ArgumentParser(prog="distill.py", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file; flags after it win.")
     parser.add_class_arguments(Config)
     args = list(sys.argv[1:] if args is None else args)
     files = [v for k, v in itertools.pairwise(args) if k in ("-c", "--config")]
     files += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
     try:
+        if asked := next((arg for arg in args if arg in ("-h", "--help") or arg.startswith("--help=")), None):
+            following = asked.partition("=")[2] or next(iter(args[args.index(asked) + 1 :]), "")
+            print(help_text(None if following.startswith("-") else following or None))
+            sys.exit(0)
         for file in map(Path, files):
             if file.exists() and (not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES):
                 raise ConfigError(f"{file}: is not a file of at most {MAX_CONFIG_BYTES} bytes")
         settings = parser.parse_args(args)
         settings.pop("config")
+        refuse_options_of_another(settings, parser.parse_args([f"--config={file}" for file in files]), files)
         config: Config = _instantiate(Config, settings)
         check(config)
     except (jsonargparse.ArgumentError, ConfigError) as error:
@@ -136,6 +137,27 @@ def parse(args: Sequence[str] | None = None) -> Config:
         say(f"distill: error: {_one_line(str(error))}{where}", sys.stderr)
         sys.exit(2)
     return config
+
+
+def refuse_options_of_another(settings: Any, before: Any, files: Sequence[str]) -> None:
+    """Refuses options that a file (or the defaults) gave a network, if flags then gave it another architecture.
+
+    Args:
+        settings: with the flags.
+        before: without them.
+        files: from which the settings without flags are.
+
+    Raises:
+        ConfigError: names the options and where they are from.
+    """
+    for name in ("teacher", "student"):
+        now, then = settings[name], before[name]
+        if now.options and now.options == then.options and now.arch.lower() != then.arch.lower():
+            source = ", ".join(files) or "the defaults"
+            raise ConfigError(
+                f"{name}.options: {', '.join(now.options)} of {source} are for {then.arch}; "
+                f"with --{name}.arch {now.arch}, give --{name}.options too, '{{}}' for none"
+            )
 
 
 def _instantiate(cls: type, settings: Any) -> Any:

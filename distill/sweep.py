@@ -22,6 +22,14 @@ from distill.config import Config, ConfigError, dump
 from distill.config_parse import parse, read_yaml, refuse_mixed
 from distill.text import cell, printable
 
+FILE_HELP = """the file may hold:
+  trials    name: {setting: value, ...}, one student each
+  grid      setting: [values]; every combination
+  random    samples: 20, seed: 0, settings: {setting: [values] or {min: 1e-4, max: 1e-2, log: true}}
+  settings  setting: value, of all trials
+  seeds     [0, 1, 2]; every trial once with each
+
+Settings are those of distill.py, with dots (kd.weight). Any of its flags may follow; they win over --config."""
 SECTIONS = {"settings", "trials", "grid", "random", "seeds"}
 
 
@@ -196,7 +204,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 def command_line(arguments: Sequence[str]) -> tuple[Config, list[Trial], list[Config]]:
     """The sweep that a command line asks for; bad input becomes one line."""
     parser = argparse.ArgumentParser(
-        prog="sweep.py", description="Train many students of one teacher and compare them.", epilog=read_trials.__doc__
+        prog="sweep.py",
+        description="Train many students of one teacher and compare them.",
+        epilog=FILE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="YAML file of the trials")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the file's")

@@ -207,7 +207,8 @@ def inference(args: argparse.Namespace) -> None:
     image = splits.val.read(0)[0]
     found = benchmark(pair, files, image, args.threads, args.repeat, args.compile, args.cpu_time)
     print("\n".join(report.latency(found)))
-    write_json(args.output, found)
+    if args.output:
+        write_json(args.output, found)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -264,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--repeat", type=int, default=20)
     command.add_argument("--compile", action="store_true", help="also what torch.compile makes of both")
     command.add_argument("--cpu-time", action="store_true", help="for a busy machine; with --threads 1")
-    command.add_argument("--output", type=Path, default=Path("latency.json"), help="%(default)s if not given")
+    command.add_argument("--output", type=Path, help="JSON file for the numbers; printed only if not given")
     command.set_defaults(run=inference)
     command = commands.add_parser("export", help="architectures whose ONNX files are right, at all sizes and batches")
     command.add_argument("--arch", nargs="+", default=ARCHITECTURES)

@@ -93,15 +93,59 @@ def test_a_missing_file_is_named(capsys):
     assert "nowhere.yaml" in refused(capsys, "--config", "nowhere.yaml")
 
 
-def test_help_lists_every_setting_with_its_help_and_default():
+def printed_help(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(arguments)
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_help_all_lists_every_setting_with_its_help_and_default_data_and_networks_first():
     help_text = " ".join(
         subprocess.run(
-            [sys.executable, ROOT / "scripts" / "distill.py", "--help"], capture_output=True, text=True, check=True
+            [sys.executable, ROOT / "scripts" / "distill.py", "--help", "all"],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split()
     )
     for name in flatten(Config()):
         assert f"--{name} " in help_text, name
     assert "both distributions are softmax(logits / T). (type: float, default: 1.0)" in help_text
+    places = [help_text.index(f" --{name} ") for name in ("data.root", "teacher.arch", "student.arch", "kd.weight")]
+    assert places == sorted(places)
+
+
+def test_help_is_an_overview_that_names_every_section(capsys):
+    text = printed_help(capsys, "--config", "configs/camvid_cpu.yaml", "--help")
+    assert len(text.splitlines()) < 100
+    for name in [*(name.partition(".")[0] for name in flatten(Config()) if "." in name), "run"]:
+        assert f"\n  {name} " in text, name
+    assert text.index("--data.root") < text.index("--student.arch") < text.index("\n  cross_entropy ")
+    assert "--dice.smooth" not in text
+
+
+@pytest.mark.parametrize("section", ["data", "student", "kd", "run"])
+def test_help_of_a_section_lists_that_section_alone(capsys, section):
+    text = printed_help(capsys, "--help", section)
+    for name in flatten(Config()):
+        within = name.startswith(f"{section}.") if section != "run" else "." not in name
+        assert (f"--{name} " in text) == within, name
+    assert printed_help(capsys, f"--help={section}") == text
+
+
+def test_help_of_no_section_gets_one_line(capsys):
+    assert "--help dat: no such section; did you mean 'data'?" in refused(capsys, "--help", "dat")
+
+
+def test_options_of_another_architecture_are_named_with_their_file(tmp_path, capsys):
+    file = yaml(tmp_path, "student: {arch: fpn, options: {decoder_pyramid_channels: 64}}")
+    message = refused(capsys, *file, "--student.arch", "unet")
+    assert f"student.options: decoder_pyramid_channels of {tmp_path / 'c.yaml'} are for fpn" in message
+    assert "with --student.arch unet, give --student.options too" in message
+    assert parse([*file, "--student.arch", "unet", "--student.options", "{}"]).student.options == {}
+    assert parse([*file, "--student.arch", "FPN"]).student.options == {"decoder_pyramid_channels": 64}
+    assert "of the defaults are for fpn" in refused(capsys, "--student.arch", "unet")
 
 
 def test_settings_are_read_without_torch():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
-    {"config", "config_terms", "config_parse", "batch", "pictures", "text", "smp_files", "sandbox", "launcher"},
+    {"config", "config_terms", "config_help", "config_parse", "batch"}
+    | {"pictures", "text", "smp_files", "sandbox", "launcher"},
     {"models", "losses", "metrics", "data", "media", "scoring", "optimizer_file", "provenance"},
     {"teacher", "objective", "evaluate", "optim", "checkpoint", "tracking", "export", "report", "eight_bits"},
     {"run", "launch", "smp_folder", "deployed", "quantize", "half", "inference", "rounding"},
@@ -17,7 +18,11 @@ ROWS = [
     {"pipeline"},
     {"sweep"},
 ]
-HOMES = {"segmentation_models_pytorch": {"models"}, "albumentations": {"data"}, "jsonargparse": {"config_parse"}}
+HOMES = {
+    "segmentation_models_pytorch": {"models"},
+    "albumentations": {"data"},
+    "jsonargparse": {"config_parse", "config_help"},
+}
 ACCELERATE = {"run", "launch", "state", "tracking", "train", "pipeline"}
 
 

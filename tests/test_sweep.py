@@ -11,7 +11,7 @@ from PIL import Image
 
 from distill.config import ConfigError
 from distill.pipeline import distil
-from distill.sweep import command_line, read_trials, sweep, table
+from distill.sweep import SECTIONS, command_line, read_trials, sweep, table
 
 
 def write(path, text: str):
@@ -134,3 +134,13 @@ def test_the_table_has_means_and_deviations_best_first():
         {"name": "b", "mean_iou": 0.7, "settings": {"kd.weight": 2}},
     ]
     assert table(rows).splitlines()[2:] == ["| b | 60.00 ± 14.14 | 2 | kd.weight=2 |", "| a | 10.00 | 1 |  |"]
+
+
+def test_help_is_for_people(capsys):
+    with pytest.raises(SystemExit):
+        command_line(["--help"])
+    text = capsys.readouterr().out
+    assert "Raises:" not in text
+    assert "Args:" not in text
+    for section in SECTIONS:
+        assert f"\n  {section} " in text
