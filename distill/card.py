@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.config import Config, ConfigError
 from distill.losses import TERMS
+from distill.provenance import RECORD, as_made
 from distill.report import files, latency, summary, table
 from distill.text import cell, printable
 
@@ -29,6 +30,8 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
         results: what `results.json` holds.
     """
     student, teacher, classes = results["student"], results["teacher"], results["classes"]
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    made = as_made(config, record["settings"])  # a setting may have changed since
     data = config.data.format if config.data.format != "folders" else printable(Path(config.data.root).resolve().name)
     scored = EvalResult(
         task_type="image-segmentation",
@@ -86,10 +89,10 @@ Ids and names are in `id2label.json`.
 
 ## Training
 
-{config.student.max_train_steps} steps of {config.per_device_train_batch_size * config.gradient_accumulation_steps}
-images a process, crops of {"×".join(map(str, config.data.crop_size))}, learning rate
-{config.student.learning_rate:g}, seed {config.seed}. The loss, each term a mean over pixels that are not void:
-{_objective(config)}. The weights are those of the {_kept(config)}.
+{made.student.max_train_steps} steps of {record["settings"]["global_batch_size"]}
+images, crops of {"×".join(map(str, made.data.crop_size))}, learning rate
+{made.student.learning_rate:g}, seed {made.seed}. The loss, each term a mean over pixels that are not void:
+{_objective(made)}. The weights are those of the {_kept(made)}.{_changes(record["changes"])}
 
 ## Limits
 
@@ -163,6 +166,14 @@ def _kept(config: Config) -> str:
     if config.keep == "last":
         return "last step, so nothing was selected on the validation images"
     return "best of several scores on these same validation images, which flatters them a little"
+
+
+def _changes(changes: Sequence[Mapping[str, Any]]) -> str:
+    """What was allowed to change while the student was trained, a sentence a setting."""
+    told = ((change["step"], name, *values) for change in changes for name, values in change["settings"].items())
+    return "".join(
+        f"\nUp to step {step}, `{name}` was {before!r}, then {after!r}." for step, name, before, after in told
+    )
 
 
 def _details(results: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def compare_folder(
         folder, wanted = config.folder / name, json_like(stage_settings(config, name, processes, files))
         if finished := (folder / RECORD).is_file():
             made[name] = there = json.loads((folder / RECORD).read_text())["settings"]
-        elif name in underway or name in ("teacher", "student") or (name == "baseline" and config.baseline.enabled):
+        elif {"baseline": config.baseline.enabled, "int8": "int8" in underway}.get(name, True):
             made[name], there, folder = wanted, underway.get(name, wanted), config.folder / "training" / name
         if name in made and name != "int8":  # its steps and rate are its own; it is compared when its turn comes
             there = {key: value for key, value in there.items() if key not in ("teacher.sha256", "teacher.files")}

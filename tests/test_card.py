@@ -14,7 +14,7 @@ from PIL import Image
 from distill import card
 from distill.config import ConfigError
 from distill.config_parse import parse
-from distill.pipeline import distil
+from distill.pipeline import distil, main
 from distill.report import write_report
 
 
@@ -52,6 +52,35 @@ def test_its_code_runs_and_both_ways_agree(student, tmp_path, monkeypatch):
 def test_the_text_says_how_it_was_made(student):
     text = (student[0] / "README.md").read_text()
     for fact in ("FPN on test_resnet", "1 cross_entropy + 3 kd", "6 steps of 2\nimages", "| balloon |", "model.onnx"):
+        assert fact in text, fact
+
+
+def test_a_change_of_what_is_finished_is_refused_and_no_record_has_it(student, capsys):
+    run = student[0].parent
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    settings = {"baseline__enabled": False, "student__learning_rate": 0.5, "name": "tiny"}
+    assert main(tiny_config(run, **settings, allow_change="[student.learning_rate]")) == 1
+    said = capsys.readouterr().err.strip()
+    assert "student.learning_rate 0.003 there, 0.5 here, but all that it reaches is finished" in said
+    assert len(said.splitlines()) == 1
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_text_says_with_what_the_student_was_made_and_what_changed_on_the_way(student, tmp_path):
+    shutil.copytree(student[0].parent, tmp_path / "run")
+    folder = tmp_path / "run" / "student"
+    record = json.loads((folder / "stage.json").read_text())
+    record["changes"] = [{"step": 2, "settings": {"student.learning_rate": [0.1, 0.003]}}]
+    (folder / "stage.json").write_text(json.dumps(record))
+    later = tiny_config(tmp_path / "run", seed=5, student__learning_rate=9, kd__weight=7, student__max_train_steps=8)
+    card.write_card(folder, later, student[1])
+    text = (folder / "README.md").read_text()
+    for fact in (
+        "6 steps of 2\nimages",
+        "0.003, seed 0",
+        "3 kd",
+        "Up to step 2, `student.learning_rate` was 0.1, then 0.003.",
+    ):
         assert fact in text, fact
 
 

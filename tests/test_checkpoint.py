@@ -149,6 +149,21 @@ def test_other_threads_are_noted(tmp_path):
     assert "threads was 1 and is 4" in notes[0]
 
 
+def test_what_an_older_version_did_not_record_is_not_compared_and_told_in_one_line(tmp_path):
+    checkpoints(tmp_path).save(state(1))
+    notes: list[str] = []
+    settings = {"kd.weight": 1.0, "data.train_files": "8 files, sha256 12", "teacher.files": {"config.json": "34"}}
+    newer = checkpoints(tmp_path, notes, settings=settings, facts={"threads": 1, "cpu_capability": "AVX2"})
+    newer.save(newer.load())
+    line = "checkpoint-0000001 does not say data.train_files, teacher.files, cpu_capability: not compared"
+    assert notes == [line]
+    other = settings | {"teacher.files": {"config.json": "34", "id2label.json": "56"}}
+    with pytest.raises(ConfigError, match=r"teacher\.files: id2label\.json None there, '56' here\)"):
+        checkpoints(tmp_path, settings=other).load()
+    with pytest.raises(ConfigError, match=r"data\.train_files '8 files, sha256 12' there, '9 files' here\)"):
+        checkpoints(tmp_path, settings=settings | {"data.train_files": "9 files"}).load()
+
+
 @pytest.mark.parametrize("where", ["save_file", "write_json", "_sync"])
 def test_a_save_that_breaks_leaves_the_older_ones(tmp_path, monkeypatch, where):
     import distill.checkpoint

@@ -18,6 +18,7 @@ from distill.optim import schedule
 from distill.pipeline import stage, stage_settings
 from distill.report import _sentences
 from distill.run import Run, Stopped
+from distill.state import facts
 from distill.teacher import Teacher
 from distill.tracking import Tracker
 from distill.train import step_seed, train
@@ -275,6 +276,20 @@ def test_what_is_finished_stays_as_it_is_when_a_setting_may_change(tmp_path, cap
     stage(run_of(tiny_config(tmp_path, seed=5, allow_change="[seed]")), "baseline")
     assert "is there already, made before the change of seed" in capsys.readouterr().out
     assert (tmp_path / "baseline" / "stage.json").read_bytes() == before
+
+
+def test_the_instructions_of_the_processor_are_among_the_facts(tmp_path, monkeypatch):
+    accelerator = run_of(tiny_config(tmp_path)).accelerator
+    found = facts(accelerator)
+    assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert found["onednn_max_cpu_isa"] == "ALL"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    other = facts(accelerator)
+    assert {key: other[key] for key in other if other[key] != found[key]} == {
+        "cpu_capability": "DEFAULT",
+        "onednn_max_cpu_isa": "AVX2",
+    }
 
 
 def test_synchronised_norms_train_and_load_into_plain_ones(tmp_path):

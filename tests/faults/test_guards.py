@@ -50,6 +50,27 @@ GUARDS = [
     ),
     Guard("all bad is an error", "checkpoint.py", "if refused:", "if False:", CHECKPOINT),
     Guard("other settings are refused", "provenance.py", "if changed:", "if False:", CHECKPOINT),
+    Guard(
+        "fingerprints of the data",
+        "data/contents.py",
+        'known.update(f"{content_hash(path)} {path.name!r}\\n".encode())',
+        "pass",
+        "tests/test_checks.py -k fingerprints",
+    ),
+    Guard(
+        "what a network's folder says is known again",
+        "provenance.py",
+        'if name != "model.safetensors")',
+        "if False)",
+        "tests/test_provenance.py",
+    ),
+    Guard(
+        "no change without effect",
+        "provenance.py",
+        "if is_setting and not any(key in made[stage] and made[stage][key] == now for stage in stages):",
+        "if False:",
+        "tests/test_provenance.py",
+    ),
     Guard("space is asked for", "checkpoint.py", "if free < needed_bytes:", "if False:", f"{CHECKPOINT} -k space"),
     Guard("an allowed change counts", "state.py", "group.update(settings)", "pass", f"{TRAIN} -k reaches"),
     Guard(
