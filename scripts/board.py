@@ -31,6 +31,7 @@ import test_exactness
 import test_guards
 import test_hostile
 import test_kills
+import test_machines
 import test_mixing
 import test_signals
 from harness import Figure
@@ -54,6 +55,21 @@ FIGURES: dict[str, tuple[str, Measure, Measure]] = {
         "the same with 2 workers",
         lambda f: test_kills.kills(50, 1, f, workers=2),
         lambda f: test_kills.kills(2, 1, f, workers=2),
+    ),
+    "kills-job": (
+        "the same over a whole job: baseline, images without labels, ONNX, tuned for 8 bits",
+        lambda f: test_kills.kills(100, 1, f, job=True),
+        lambda f: test_kills.kills(3, 1, f, job=True),
+    ),
+    "kills-job-2": (
+        "the same with 2 processes",
+        lambda f: test_kills.kills(50, 2, f, job=True),
+        lambda f: test_kills.kills(3, 2, f, job=True),
+    ),
+    "machines": (
+        "two machines without a common disk: bits of two processes on one",
+        lambda f: test_machines.machines(list(test_machines.WAYS), f),
+        lambda f: test_machines.machines(list(test_machines.WAYS)[1::2], f),
     ),
     "corruption": (
         "checkpoints damaged and taken all the same",

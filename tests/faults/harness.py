@@ -38,7 +38,7 @@ from distill.data import open_splits  # noqa: E402
 
 SPEED = "train/images_per_second"
 CAMVID_VOID = 11
-PATIENCE_SECONDS = 240  # for a launch that should end by itself
+PATIENCE_SECONDS = 600  # for a launch that should end by itself
 _warm = multiprocessing.get_context("forkserver")
 _warm.set_forkserver_preload(["harness"])
 

@@ -169,6 +169,27 @@ GUARDS = [
         f"{FAULTS}test_kills.py -k tensorboard",
     ),
     Guard(
+        "a clock that was set back",
+        "tracking.py",
+        "if int(stamp) > latest:",
+        "if False:",
+        "tests/test_tracking.py",
+    ),
+    Guard(
+        "leftovers of a kill go",
+        "pipeline.py",
+        "    remove_leftovers(folder)\n",
+        "",
+        f"{FAULTS}test_kills.py -k tuning",
+    ),
+    Guard(
+        "states come from the first machine",
+        "state.py",
+        "from_main(accelerator, lambda: checkpoints.load(config.resume_from_checkpoint))",
+        "checkpoints.load(config.resume_from_checkpoint)",
+        f"{FAULTS}test_machines.py -k killed",
+    ),
+    Guard(
         "a share of its own for each process",
         "data/loading.py",
         "range(rank, len(dataset), world)",

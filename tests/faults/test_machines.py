@@ -14,8 +14,7 @@ from conftest import ROOT, TINY, flags
 from harness import PATIENCE_SECONDS, Figure, digests, distil, draw_camvid, free_port, run
 from test_kills import SETTINGS
 
-WHOLE = SETTINGS | {"export__enabled": "true", "export__int8": "true", "export__int8_max_lost": 0.0}
-WHOLE |= {"baseline__enabled": "true", "export__int8_finetune_steps": 4}
+EXPORT = SETTINGS | {"export__enabled": "true", "export__int8": "true", "export__int8_calibration_images": 2}
 SLOW = SETTINGS | {"teacher__max_train_steps": 400, "checkpointing_steps": 20, "eval_steps": 100}
 
 
@@ -135,7 +134,7 @@ WAYS: dict[str, Callable[[Path], str]] = {
     "torchrun": lambda folder: same_bits(folder, "torchrun", SETTINGS, stop=False),
     "accelerate launch": lambda folder: same_bits(folder, "accelerate", SETTINGS, stop=False),
     "killed and started again": lambda folder: same_bits(folder, "torchrun", SLOW, stop=True),
-    "tuned for 8 bits": lambda folder: same_bits(folder, "accelerate", WHOLE, stop=False),
+    "with an 8-bit file": lambda folder: same_bits(folder, "accelerate", EXPORT, stop=False),
     "a teacher that only one has": lambda folder: teacher_of_the_first(folder, "torchrun"),
     "data that only one has": lambda folder: data_of_the_first(folder, "torchrun"),
 }
