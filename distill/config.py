@@ -225,7 +225,8 @@ class Config(TermsConfig):
         checkpoints_total_limit: how many of them are kept.
         resume_from_checkpoint: `latest`, or the folder of one checkpoint.
         allow_change: settings (dotted names) that may differ from those that the run was started with; what is being
-            trained goes on with the new values, what is finished stays as it is.
+            trained goes on with the new values, what is finished stays as it is. Other data and another teacher are
+            `data.train_files`, `data.val_files`, `data.unlabelled_files` and `teacher.files`.
         logging_steps: write losses every so many steps.
         num_sample_images: validation images shown as strips in TensorBoard and the report.
         num_processes: stop unless that many processes really run; null does not care.
