@@ -44,7 +44,7 @@ def write_card(folder: Path, config: Config, results: Mapping[str, Any]) -> None
     header = ModelCardData(
         library_name="segmentation-models-pytorch",
         pipeline_tag="image-segmentation",
-        tags=["semantic-segmentation", "knowledge-distillation", *(["onnx"] if "onnx" in results else [])],
+        tags=["semantic-segmentation", "knowledge-distillation", *(["onnx"] if _has_onnx(results) else [])],
         datasets=[data],
         base_model=f"{config.name}/teacher",
         model_name=config.name,
@@ -72,7 +72,7 @@ On {results["val_images"]} validation images ({cell(data)}), void left out:
 {table(per_class)}
 {_details(results)}
 ## Use
-{_with_onnxruntime(results) if "onnx" in results else ""}
+{_with_onnxruntime(results) if _has_onnx(results) else ""}
 With PyTorch, from this folder:
 
 ```python
@@ -82,7 +82,9 @@ from PIL import Image, ImageOps
 {READ_IMAGE}
 model, preprocess = smp.from_pretrained("."), A.Compose.from_pretrained(".")
 x = preprocess(image=image[0])["image"].transpose(2, 0, 1)[None]  # padded at the bottom and right
-mask = model(torch.from_numpy(x)).argmax(1)[0, : image.shape[1], : image.shape[2]]
+{_small_map(config)}logits = model(torch.from_numpy(x))
+logits = torch.nn.functional.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
+mask = logits.argmax(1)[0, : image.shape[1], : image.shape[2]]
 ```
 
 Ids and names are in `id2label.json`.
@@ -134,6 +136,17 @@ def _percent(value: float | None) -> str:
 def _network(folder: Path) -> str:
     made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return f"{made_of['_model_class']} on {made_of['encoder_name'].removeprefix('tu-')}"
+
+
+def _small_map(config: Config) -> str:
+    """A line of code for heads told to give another size than the image's: upsampled twice, maps differ."""
+    if "upsampling" not in config.student.options:
+        return ""
+    return "model.segmentation_head[1] = torch.nn.Identity()  # it would upsample to another size\n"
+
+
+def _has_onnx(results: Mapping[str, Any]) -> bool:
+    return "sha256" in results.get("onnx", {})
 
 
 def _with_onnxruntime(results: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 
 import jsonargparse
@@ -56,9 +56,11 @@ def help_text(section: str | None) -> str:
 
 def sections() -> dict[str, type]:
     """Sections of the settings by name, in the order of the help; what stands in none is `run`."""
-    found = {f.name: f.default_factory for f in fields(Config)}
+    classes: dict[str, type] = {}
+    for f in fields(Config):
+        if isinstance(f.default_factory, type) and is_dataclass(f.default_factory):
+            classes[f.name] = f.default_factory
     terms = [f.name for f in fields(TermsConfig)]
-    classes = {name: cls for name, cls in found.items() if isinstance(cls, type) and is_dataclass(cls)}
     return {name: classes.get(name, Config) for name in (*FIRST, *(term for term in terms if term in classes))}
 
 
@@ -67,7 +69,7 @@ def _title(cls: type) -> str:
     return "What stands in no section: name, seed, batch size, precision, checkpoints, …" if cls is Config else title
 
 
-def _settings(wanted: dict[str, Collection[str] | None]) -> str:
+def _settings(wanted: Mapping[str, Collection[str] | None]) -> str:
     """Help of some settings of some sections; None: of all."""
     parser = jsonargparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
     for name, settings in wanted.items():

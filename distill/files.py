@@ -24,7 +24,11 @@ from distill.run import Run
 
 
 def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) -> dict[str, Any]:
-    """The student's files, and what their proofs say; files that are there and up to date are not written again."""
+    """The student's files, and what their proofs say; files that are there and up to date are not written again.
+
+    Of a file that is refused, the reason is recorded as its `error`, and no older one stays; the others are made, but
+    for those that would be made from it.
+    """
     config, splits, folder = run.config.export, run.splits, run.config.folder / "student"
     path, network = folder / "model.onnx", networks["student"]
     weights = sha256(folder / "model.safetensors")
@@ -47,19 +51,22 @@ def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) ->
         return export_onnx(twin, path, splits.val, config, metadata) | {"fixed_size": fixed}
 
     wanted = {"weights_sha256": weights, "opset": config.opset, "output": config.output}
-    found = {"onnx": _once(path, folder / "onnx.json", wanted, as_onnx)}
+    small, half = folder / "model.int8.onnx", folder / "model.fp16.onnx"
+    found = {"onnx": _or_refused(path, lambda: _once(path, folder / "onnx.json", wanted, as_onnx))}
+    if "error" in found["onnx"]:
+        for file in (small, half):
+            file.unlink(missing_ok=True)
+        return found
     source = {"onnx_sha256": found["onnx"]["sha256"]}
     if config.int8:
-        found["int8"] = _in_8_bits(run, path, source, networks.get("int8"), metadata)
+        tuned = networks.get("int8")
+        found["int8"] = _or_refused(small, lambda: _in_8_bits(run, path, source, tuned, metadata))
     if config.fp16:
-        half = folder / "model.fp16.onnx"
-        try:
-            found["fp16"] = _once(half, folder / "fp16.json", source, lambda: halve_onnx(path, half, splits.val))
-        except ExportError as error:  # the other files are as good without it
-            run.say(f"export.fp16: {error}")
-            found["fp16"] = {"error": str(error)}
+        found["fp16"] = _or_refused(
+            half, lambda: _once(half, folder / "fp16.json", source, lambda: halve_onnx(path, half, splits.val))
+        )
     if config.benchmark:
-        files = {"student": path} | ({"student, 8 bits": folder / "model.int8.onnx"} if config.int8 else {})
+        files = {"student": path} | ({"student, 8 bits": small} if small.is_file() and config.int8 else {})
         wanted = source | {"files": {name: sha256(file) for name, file in files.items()}}
         pair = {name: copy.deepcopy(networks[name]).cpu() for name in ("teacher", "student")}
         threads = sorted({1, os.cpu_count() or 1})
@@ -72,6 +79,11 @@ def exported(run: Run, networks: dict[str, Network], results: dict[str, Any]) ->
 def loses_too_much(found: dict[str, Any]) -> bool:
     """Whether the 8-bit file, as `exported` recorded it, kept its score by layers in float, or is not there at all."""
     return bool(found.get("int8", {}).get("float_layers", "error" in found.get("int8", {})))
+
+
+def refused(results: dict[str, Any]) -> list[str]:
+    """Why files that were asked for are not there, a line each."""
+    return [facts["error"] for facts in results.values() if isinstance(facts, dict) and "error" in facts]
 
 
 def _in_8_bits(
@@ -93,8 +105,8 @@ def _in_8_bits(
         with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as scratch:  # not in what is published
             file, result = Path(scratch) / "model.onnx", Path(scratch) / small.name
             about = metadata | {"weights_sha256": tuned_sha256}
-            export_onnx(copy.deepcopy(tuned), file, splits.val, config, about, sizes=())
             try:
+                export_onnx(copy.deepcopy(tuned), file, splits.val, config, about, sizes=())
                 found = quantize_onnx(file, result, splits.train, splits.val, None, *limits, run.say, reference=path)
             except ExportError:
                 if "sha256" not in before:
@@ -108,12 +120,15 @@ def _in_8_bits(
     if tuned:
         tuned_sha256 = sha256(run.config.folder / "int8" / "model.safetensors")
         return _once(small, record, wanted | {"tuned_sha256": tuned_sha256}, finetuned)
+    return _once(small, record, wanted, rounded)
+
+
+def _or_refused(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` says of the file it made; if that was refused, the reason as `error`, and no older file is left."""
     try:
-        return _once(small, record, wanted, rounded)
+        return make()
     except ExportError as error:
-        if not config.int8_finetune_steps:
-            raise
-        run.say(f"export.int8: {error}")
+        path.unlink(missing_ok=True)
         return {"error": str(error)}
 
 

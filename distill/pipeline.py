@@ -24,8 +24,8 @@ from distill import models
 from distill.checkpoint import Checkpoints, publish, remove_leftovers, sha256, size_of, write_json, write_text
 from distill.config import Config, ConfigError, NetworkConfig, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
-from distill.export import ExportError
-from distill.files import exported, loses_too_much
+from distill.export import ExportError, refuse_several_sizes
+from distill.files import exported, loses_too_much, refused
 from distill.launch import from_main, lock, lost_are_named, on_all, on_main, start, stop_on_signal
 from distill.losses.supervised import class_weights
 from distill.models import Network
@@ -46,6 +46,7 @@ from distill.teacher import Teacher, check_teacher
 from distill.text import say
 from distill.train import train
 
+EXIT_REFUSED = 3  # all is done and reported, but a file that was asked for is not fit to be published
 EXIT_STOPPED = 75  # asked to stop, and saved: the same command goes on
 CHECKED = "checked.json"
 FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cut off before it had settings
@@ -54,7 +55,7 @@ FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cu
 def main(config: Config, action: Callable[[Config], Any] | None = None) -> int:
     """Runs everything (or another action); returns the exit code. Bad input becomes one line."""
     try:
-        (action or distil)(config)
+        found = (action or distil)(config)
     except (ConfigError, ExportError, FloatingPointError, OSError) as error:
         # What a worker raised comes with its traceback; the last line is ours.
         text = str(error).strip()
@@ -65,13 +66,15 @@ def main(config: Config, action: Callable[[Config], Any] | None = None) -> int:
     except Stopped as stopped:
         say(f"distill: {stopped}", sys.stderr)
         return EXIT_STOPPED
-    return 0
+    return EXIT_REFUSED if isinstance(found, dict) and refused(found) else 0
 
 
 def distil(config: Config) -> dict[str, Any]:
     """Runs every stage and returns the results."""
     with opened(config) as run:
         config, accelerator = run.config, run.accelerator
+        if config.export.enabled:  # not hours later
+            on_main(accelerator, lambda: refuse_several_sizes(config.student.arch, run.splits.val))
         held = on_main(accelerator, lambda: take_folder(run))  # noqa: F841  stays open
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:

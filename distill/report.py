@@ -125,6 +125,8 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
 def files(results: Mapping[str, Any]) -> list[str]:
     """What is known of the exported files: a paragraph each."""
     onnx = results["onnx"]
+    if "error" in onnx:
+        return [f"No file for onnxruntime: {onnx['error']}"]
     shapes = ", ".join("×".join(map(str, shape)) for shape in onnx["shapes"])
     lines = [
         f"`model.onnx`, {onnx['bytes'] / 1e6:.2f} MB, against the network on images of {shapes}: largest difference of "
@@ -135,7 +137,9 @@ def files(results: Mapping[str, Any]) -> list[str]:
     if onnx.get("fixed_size"):
         height, width = onnx["fixed_size"]
         lines += ["", f"It takes images of {width}×{height} only: the architecture's pooling is made for one size."]
-    if "int8" in results:
+    if "error" in results.get("int8", {}):
+        lines += ["", f"No file in 8 bits: {results['int8']['error']}"]
+    elif "int8" in results:
         int8 = results["int8"]
         left = ", ".join(f"`{name}`" for name in int8["float_layers"])
         tuned = " Its weights were tuned to be rounded, with the teacher's help." if int8.get("finetuned") else ""

@@ -12,6 +12,7 @@ from distill import models
 from distill.card import push, write_card
 from distill.checkpoint import write_json
 from distill.evaluate import Evaluation
+from distill.files import refused
 from distill.models import Network
 from distill.provenance import RECORD
 from distill.report import strip, summary, write_report
@@ -73,7 +74,9 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
         tracker.image(f"samples/{name}", picture, last)
     tracker.text("report", report, last)
     tracker.close()
-    made = f"{student}/{'model.onnx' if 'onnx' in results else 'model.safetensors'}"
+    made = f"{student}/{'model.onnx' if 'sha256' in results.get('onnx', {}) else 'model.safetensors'}"
     run.say(f"\n{summary(results)}\n\n{folder}/report.md, {made}, tensorboard --logdir {folder}/tensorboard")
+    for reason in refused(results):
+        run.say(f"distill: warning: {reason}; all else is done")
     if config.push_to_hub and config.hub_model_id:
         run.say(f"uploaded to {push(student, config.hub_model_id)}")

@@ -33,8 +33,16 @@ def test_the_header_has_what_the_hub_shows(student):
     assert data.eval_results[0].metric_value == pytest.approx(results["student"]["mean_iou"], abs=1e-4)
 
 
-def test_its_code_runs_and_both_ways_agree(student, tmp_path, monkeypatch):
-    folder, _ = student
+@pytest.fixture(scope="module")
+def student_of_small_maps(tmp_path_factory):
+    """Its network gives maps of half the image's size."""
+    run = tmp_path_factory.mktemp("runs") / "small"
+    return run / "student", distil(tiny_config(run, baseline__enabled=False, student__options={"upsampling": 2}))
+
+
+@pytest.mark.parametrize("which", ["student", "student_of_small_maps"])
+def test_its_code_runs_and_both_ways_agree(which, request, tmp_path, monkeypatch):
+    folder, _ = request.getfixturevalue(which)
     shutil.copytree(folder, tmp_path / "student")
     monkeypatch.chdir(tmp_path / "student")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save("image.jpg")

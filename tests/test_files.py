@@ -1,14 +1,16 @@
 """The student's files beside the ONNX file: made by a run if asked for, recorded, reported, and not made twice."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_config
 
-from distill import files
+from distill import export, files, models, report
 from distill.export import ExportError
 from distill.inference import RATIOS
-from distill.pipeline import distil
+from distill.pipeline import EXIT_REFUSED, distil, main
 
 SETTINGS = {
     "baseline__enabled": "false",
@@ -77,3 +79,57 @@ def test_bad_settings(tmp_path, capsys, settings, words):
     with pytest.raises(SystemExit):
         tiny_config(tmp_path, **settings)
     assert words in capsys.readouterr().err
+
+
+def test_a_refused_export_costs_nothing_else(finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    config = tiny_config(folder, **SETTINGS | {"export__output": "logits"})
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "ROUNDING", 0.0)
+        (folder / "report.md").unlink()
+        assert main(config) == EXIT_REFUSED
+    printed = capsys.readouterr()
+    assert [line for line in (printed.out + printed.err).splitlines() if "not published, it differs" in line]
+    assert not list((folder / "student").glob("*.onnx"))
+    assert "No file for onnxruntime: " in (folder / "report.md").read_text()
+    card = (folder / "student" / "README.md").read_text()
+    assert "With PyTorch" in card
+    assert "InferenceSession" not in card
+    assert "not published" in json.loads((folder / "results.json").read_text())["onnx"]["error"]
+    assert main(config) == 0
+    assert (folder / "student" / "model.onnx").is_file()
+
+
+def test_refused_8_bits_cost_nothing_else(finished, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ExportError("model.int8.onnx: loses too much")
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    monkeypatch.setattr(files, "quantize_onnx", refuse)
+    found = distil(tiny_config(folder, **SETTINGS | {"export__int8_calibration_images": 2}))
+    assert found["int8"] == {"error": "model.int8.onnx: loses too much"}
+    assert set(found["latency"]["ratios"]) == {"teacher / student, onnxruntime"}
+    assert {p.name for p in (folder / "student").glob("*.onnx")} == {"model.onnx", "model.fp16.onnx"}
+    assert "No file in 8 bits: model.int8.onnx: loses too much" in (folder / "report.md").read_text()
+
+
+def test_the_reason_of_a_refused_file_is_recorded_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ExportError("model.onnx: not published")
+
+    folder = tmp_path / "run" / "student"
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "model.onnx", "model.int8.onnx"):
+        (folder / name).write_bytes(b"old")
+    config = tiny_config(tmp_path / "run", **SETTINGS)
+    network = models.build(config.student, ["a", "b"])
+    run = SimpleNamespace(config=config, splits=SimpleNamespace(classes=["a", "b"], palette=[], val=[]), say=print)
+    monkeypatch.setattr(files, "export_onnx", refuse)
+    found = files.exported(run, {"student": network}, {"student": {"mean_iou": 0.5}})
+    assert found == {"onnx": {"error": "model.onnx: not published"}}
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+    assert report.files(found) == ["No file for onnxruntime: model.onnx: not published"]
+    assert main(config, lambda _: found | {"classes": ["error"]}) == EXIT_REFUSED
+    assert main(config, lambda _: {"onnx": {"sha256": "0"}, "classes": []}) == 0

@@ -9,6 +9,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from conftest import ROOT, TINY, flags, start_script, tiny_config
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill import checkpoint, teacher, train
@@ -270,6 +271,18 @@ def test_bad_settings_stop_before_anything_is_trained(tmp_path, capsys, settings
     assert main(tiny_config(tmp_path / "run", **settings)) == 1
     message = capsys.readouterr().err.strip()
     assert words in message
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_an_architecture_for_one_size_is_refused_before_anything_is_trained(camvid, tmp_path, capsys):
+    with Image.open(camvid / "val" / "val_1.jpg") as image, Image.open(camvid / "valannot" / "val_1.png") as mask:
+        image.resize((56, 48)).save(camvid / "val" / "val_1.jpg")
+        mask.resize((56, 48), Image.Resampling.NEAREST).save(camvid / "valannot" / "val_1.png")
+    settings = {"data__format": "camvid", "data__root": camvid, "student__arch": "pspnet", "student__options": {}}
+    assert main(tiny_config(tmp_path / "run", **settings)) == 1
+    message = capsys.readouterr().err.strip()
+    assert "pspnet is exported for one size; the validation images have [40, 56] and [48, 56]" in message
     assert len(message.splitlines()) == 1
     assert not (tmp_path / "run" / "teacher").exists()
 
