@@ -83,7 +83,7 @@ def distil(config: Config) -> dict[str, Any]:
         if run.stop():
             raise Stopped("stopped before the report; the same command goes on from there")
         evaluation = run.evaluate(networks, "final scores")
-        results = collect(run, networks, evaluation)
+        results = from_main(accelerator, lambda: collect(run, networks, evaluation))
         on_main(accelerator, lambda: write_json(config.folder / "results.json", results))
         if config.export.enabled:
             results |= export(run, networks, results)
