@@ -15,7 +15,7 @@ from harness import PATIENCE_SECONDS, Figure, digests, distil, draw_camvid, free
 from test_kills import SETTINGS
 
 EXPORT = SETTINGS | {"export__enabled": "true", "export__int8": "true", "export__int8_calibration_images": 2}
-SLOW = SETTINGS | {"teacher__max_train_steps": 400, "checkpointing_steps": 20, "eval_steps": 100}
+SLOW = SETTINGS | {"teacher__max_train_steps": 100, "checkpointing_steps": 10, "eval_steps": 50}
 
 
 class Machines:
@@ -77,7 +77,7 @@ def same_bits(folder: Path, launcher: str, settings: dict[str, Any], stop: bool)
     run(distil, (folder / "whole", settings), 2, folder / "whole.log")
     machines = Machines(folder, launcher, settings)
     if stop:
-        _until(lambda: any((folder / "0/run/training/teacher").glob("checkpoint-*[2468]0")), machines)
+        _until(lambda: any((folder / "0/run/training/teacher").glob("checkpoint-*[1-5]0")), machines)
         machines.kill()
         machines = Machines(folder, launcher, settings)
     if any(codes := machines.wait()):
