@@ -196,12 +196,13 @@ def test_what_cannot_work_is_one_line(tmp_path, settings, words):
 def test_another_teacher_and_other_data_are_refused(tmp_path):
     teacher, more = Net(), {"teacher__allow_near_chance": True, "baseline__enabled": False}
     distilled(tmp_path, teacher=teacher, **more)
+    bias = teacher.last.bias.detach().clone()
     with torch.no_grad():
         teacher.last.bias += 1
     with pytest.raises(distill.ConfigError, match=r"teacher\.checkpoint"):
         distilled(tmp_path, teacher=teacher, **more)
     with torch.no_grad():
-        teacher.last.bias -= 1
+        teacher.last.bias.copy_(bias)
     with pytest.raises(distill.ConfigError, match=r"data\.train_files '6 items' there, '5 items' here"):
         distilled(tmp_path, teacher=teacher, train=Squares(5), **more)
 

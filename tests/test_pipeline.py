@@ -134,6 +134,7 @@ def test_a_teacher_from_another_run_is_used_and_scored(finished, tmp_path):
     config = tiny_config(folder, teacher__checkpoint=str(finished), baseline__enabled="false", export__enabled="false")
     results = distil(config)
     first = json.loads((finished / "results.json").read_text())
+    del first["teacher"]["clipped_share"]  # of a training, which this run had none of
     assert results.teacher.to_json() == first["teacher"]
     assert results.student.gap_closed is None
     assert results.baseline is None
