@@ -1,6 +1,7 @@
 """The recipe with expected numbers, and what must not change them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,7 +131,8 @@ def test_steps_whose_gradients_were_clipped_are_counted_and_told(tmp_path, monke
     assert free.clipped == 0
     same = {"params": 1, "flops": 1, "mean_iou": 0.5, "gap_closed": None}
     shares = {"teacher": 0.25, "baseline": 0.02, "student": 0.2}
-    sentences = _sentences({name: same | {"clipped_share": share} for name, share in shares.items()})
+    networks = {name: SimpleNamespace(**same, clipped_share=share) for name, share in shares.items()}
+    sentences = _sentences(SimpleNamespace(**networks, networks=networks))
     assert sentences[-1].endswith("teacher 25.0 %, baseline 2.0 %, student 20.0 %.")
 
 
