@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -143,7 +144,7 @@ def _watched(
         except (RuntimeError, EOFError, ConnectionError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
                 raise
-            _kill_workers()  # or a stuck one would be waited for when this process ends
+            _end_workers()  # or a stuck one would be waited for when this process ends
             images = ", ".join(names[index] for _, index in keys)
             reason = " ".join(str(error).split()) or "a worker is gone"
             raise ChildProcessError(f"{images}: {reason}; see data.num_workers and timeout_seconds") from error
@@ -155,6 +156,24 @@ def _watched(
 def _kill_workers() -> None:
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+def _end_workers() -> None:
+    """Kills the workers for an error that is known already.
+
+    PyTorch's handler would raise another of their death, wherever this process then is; once they are waited for, it
+    finds none.
+    """
+    workers = multiprocessing.active_children()
+    in_main = threading.current_thread() is threading.main_thread()  # where alone signals are handled
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
+    try:
+        _kill_workers()
+        for worker in workers:
+            worker.join()
+    finally:
+        if in_main:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def val_batches(
