@@ -180,7 +180,8 @@ def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = 
     networks = {}
     for name, wanted in (("teacher", config.teacher), ("student", config.student)):
         with torch.device("cpu" if wanted.arch == OWN else "meta"):
-            networks[name] = models.build(replace(wanted, encoder_weights=None), classes, (own or {}).get(name))
+            known = wanted if wanted.weights_file else replace(wanted, encoder_weights=None)  # not to be downloaded yet
+            networks[name] = models.build(known, classes, (own or {}).get(name))
         if isinstance(network := networks[name], models.OwnNetwork):
             network.try_out(config.data.crop_size)
     teacher, student = networks["teacher"], networks["student"]

@@ -106,7 +106,8 @@ class NetworkConfig(Settings):
         arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …; `own` in Python only, for a network
             that is handed over.
         encoder_name: encoder: any of SMP's, or any of timm's as `tu-<name>`.
-        encoder_weights: pretrained encoder weights: null (from scratch) or a name such as `imagenet` (downloaded).
+        encoder_weights: pretrained encoder weights: null (from scratch), a name such as `imagenet` (downloaded), or a
+            `.safetensors` file with timm's names.
         options: further arguments of the architecture, such as `{decoder_pyramid_channels: 64}`.
         mean: mean of the RGB channels (images in 0 to 1) that the network's input is normalized with.
         std: standard deviation likewise.
@@ -129,6 +130,12 @@ class NetworkConfig(Settings):
         self.above_zero("max_train_steps", "learning_rate", "std")
         for name in ("mean", "std"):
             self.require(len(getattr(self, name)) == 3, name, "must hold three numbers, for R, G and B")
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that the encoder's weights are read from, if it is one."""
+        name = self.encoder_weights or ""
+        return Path(name) if name.endswith(".safetensors") else None
 
 
 @dataclass

@@ -20,6 +20,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
@@ -28,10 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.batch import MAX_CLASSES, Outputs
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
+from distill.models.encoder import cut, load_encoder_weights
 from distill.models.smp_files import read_classes, read_config, read_normalization
 
 # Architectures whose pooling turns the traced image size into a constant: exported for one size only.
 FIXED_SIZE = ("pspnet", "upernet")
+DEPTH = 5  # of SMP's encoders, unless options.encoder_depth says less
 
 
 class _GroupNorm(nn.GroupNorm):
@@ -153,13 +156,13 @@ def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
         model = smp.create_model(
             network.arch,
             encoder_name=network.encoder_name,
-            encoder_weights=network.encoder_weights,
+            encoder_weights=None if network.weights_file else network.encoder_weights,
             classes=len(classes),
             **network.options,
         )
     except Exception as error:  # whatever SMP, timm or the hub raise, the cause is one of these settings
         reason = " ".join(str(error).split())[:300]
-        if network.encoder_weights:
+        if network.encoder_weights and not network.weights_file:
             hint = "with no access to the hub, set encoder_weights to null or fill its cache elsewhere"
             raise ConfigError(
                 f"encoder_weights: {network.encoder_weights!r} for {network.encoder_name!r} failed: {reason}; {hint}"
@@ -167,6 +170,10 @@ def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
         raise ConfigError(
             f"{network.arch} with encoder_name {network.encoder_name!r} and options {network.options}: {reason}"
         ) from error
+    if network.options.get("encoder_depth", DEPTH) < DEPTH:
+        cut(model)
+    if network.weights_file:
+        load_encoder_weights(model, network.weights_file)
     return Network(model, classes, network.mean, network.std)
 
 
@@ -242,7 +249,17 @@ def _smp_network(folder: Path, config: dict[str, Any]) -> Any:
         hook.remove()
     if count > (folder / "model.safetensors").stat().st_size:
         raise ValueError(f"config.json: asks for {count:,} parameters, more than model.safetensors has bytes")
+    if config.get("encoder_depth", DEPTH) < DEPTH:
+        return _cut_network(known[name](**arguments), load_file(folder / "model.safetensors"))
     return known[name].from_pretrained(str(folder), strict=True, encoder_weights=None)
+
+
+def _cut_network(model: Any, weights: dict[str, Tensor]) -> Any:
+    """The weights of a network whose encoder's unused stages may have been removed before they were saved."""
+    if model.state_dict().keys() - weights.keys():
+        cut(model)
+    model.load_state_dict(weights)
+    return model
 
 
 def freeze_unused(network: Network, size: Sequence[int], features: Sequence[str] = ()) -> list[str]:

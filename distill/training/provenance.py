@@ -15,6 +15,7 @@ from typing import Any
 from distill.config.schema import GONE, OWN, RENAMED, RUNTIME_SETTINGS, Config, flatten
 from distill.errors import ConfigError
 from distill.models.smp_files import FILES
+from distill.storage import sha256
 from distill.training.stage import BASELINE, INT8, STAGES, TEACHER, Stage
 
 RECORD = "stage.json"  # of a finished stage, in its folder
@@ -29,6 +30,8 @@ def settings_of_stage(
     factors = ("per_device_train_batch_size", "gradient_accumulation_steps")  # only their product counts
     left_out, flat = (*RUNTIME_SETTINGS, *factors), flatten(config) | dict(files or {})
     settings = {k: v for k, v in flat.items() if k not in left_out and not k.startswith(stage.irrelevant)}
+    if (file := stage.network(config).weights_file) and f"{stage.section}.encoder_weights" in settings:
+        settings[f"{stage.section}.encoder_weights"] = f"sha256 {sha256(file)[:16]}" if file.is_file() else str(file)
     global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
     return settings | {"global_batch_size": global_batch_size}
 
