@@ -72,6 +72,8 @@ def load_encoder_weights(model: Any, path: Path) -> None:
             f"encoder_weights: {path} holds the weights of another encoder ({', '.join(differences[:3])}{more}); "
             f"set the encoder_name that it was made for, or another file"
         )
+    if any(p.is_meta for p in encoder.parameters()):  # only to be checked
+        return
     encoder.load_state_dict({name: found[stored] for name, stored in place.items() if stored}, strict=False)
 
 
