@@ -26,19 +26,25 @@ class Batch:
         image: RGB, uint8 `[N, 3, H, W]`, 0 to 255. Each network normalizes it by itself.
         mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELED`.
         names: one file name (or other identity) an image, for messages.
+        teacher: what a teacher that was asked before said of these crops, logits `[N, C, h, w]` at its stride, if one
+            was.
     """
 
     image: Tensor
     mask: Tensor
     names: list[str]
+    teacher: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, called by the data loader."""
-        return Batch(self.image.pin_memory(), self.mask.pin_memory(), self.names)
+        teacher = None if self.teacher is None else self.teacher.pin_memory()
+        return Batch(self.image.pin_memory(), self.mask.pin_memory(), self.names, teacher)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(self.image.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), self.names)
+        image, mask = (x.to(device, non_blocking=True) for x in (self.image, self.mask))
+        teacher = None if self.teacher is None else self.teacher.to(device, non_blocking=True)
+        return Batch(image, mask, self.names, teacher)
 
 
 @dataclass

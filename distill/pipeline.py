@@ -17,17 +17,15 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from distill import models
 from distill.config.schema import OWN, Config, NetworkConfig, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.data.class_weights import class_weights
-from distill.deployment.onnx_export import refuse_several_sizes
 from distill.errors import ConfigError, Stopped
 from distill.models.network import Network
 from distill.models.smp_files import FILES
-from distill.reporting.artifacts import exported
+from distill.reporting.artifacts import exported, refuse_several_sizes
 from distill.reporting.outputs import finish
 from distill.reporting.results import ExportResults, Results, collect
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
@@ -46,7 +44,8 @@ from distill.training.provenance import (
 )
 from distill.training.rank_failures import name_failed_ranks
 from distill.training.stage import BASELINE, INT8, STUDENT, TEACHER, Stage
-from distill.training.teacher import Teacher, check_teacher
+from distill.training.teacher import CachedTeacher, Teacher, check_teacher
+from distill.training.teacher_answers import ask, decide
 from distill.training.trainer import Trainer
 
 CHECKED = "checked.json"
@@ -127,19 +126,18 @@ def opened(
             sizes = {"train": len(data.train), "val": len(data.val)}
             run.checked = {"contents": {f"data.{name}_files": f"{size} items" for name, size in sizes.items()}}
         run.config = with_class_weights(config, splits)
-        dry_run(run.config, splits.classes, run.own)
+        features = dry_run(run.config, splits.classes, run.own)
+        images = run.global_batch_size * config.student.max_train_steps
+        run.config, online = on_all(accelerator, lambda: decide(run.config, splits, features, images))
         more = f" ({len(splits.unlabeled)} more without labels)" if splits.unlabeled else ""
         run.say(
             f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
             f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
             f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
         )
+        if online:
+            run.say(f"the teacher is asked at every step: {online}")
         yield run
-
-
-def precision(accelerator: Accelerator) -> torch.dtype | None:
-    """The half precision that networks run in, if any."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
 def with_class_weights(config: Config, splits: Splits) -> Config:
@@ -175,8 +173,12 @@ def count_classes(splits: Splits) -> torch.Tensor:
     return counts
 
 
-def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> None:
-    """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained."""
+def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained.
+
+    Returns:
+        The feature maps that the student's objective needs.
+    """
     networks = {}
     for name, wanted in (("teacher", config.teacher), ("student", config.student)):
         with torch.device("cpu" if wanted.arch == OWN else "meta"):
@@ -186,9 +188,10 @@ def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = 
             network.try_out(config.data.crop_size)
     teacher, student = networks["teacher"], networks["student"]
     with torch.device("meta"):
-        build_objective(config, student, teacher)
+        features = build_objective(config, student, teacher).features
         if config.baseline.enabled or config.teacher.checkpoint is None:
             build_objective(config, student, None)
+    return features
 
 
 def claim_output_dir(run: Run) -> IO[str]:
@@ -310,12 +313,24 @@ def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = N
         return True
 
     if not from_main(run.accelerator, is_there):
-        teacher = Teacher(networks[stage.teacher], precision(run.accelerator)) if stage.teacher else None
+        teacher = answering(run, networks[stage.teacher]) if stage.teacher else None
         trainer = Trainer(run, stage, settings, teacher, networks[stage.init] if stage.init else None)
         network = trainer.train()
         facts = {"steps": trainer.step, "clipped": trainer.clipped, "kept": trainer.best, "changes": trainer.changes}
         on_main(run.accelerator, lambda: publish_stage(run, stage, network, settings, facts))
     return load(run, folder, stage.network(config))
+
+
+def answering(run: Run, network: Network) -> Teacher | CachedTeacher:
+    """The teacher as the settings want it: asked for every batch, or once for every image."""
+    if not run.config.teacher.cache.enabled:
+        return Teacher(network, run.precision)
+    folder = run.config.folder / "teacher"
+
+    def made_with() -> dict[str, Any]:
+        return {"teacher": sha256(folder / "model.safetensors"), "files": network_files(folder)}
+
+    return CachedTeacher(network, ask(run, network, from_main(run.accelerator, made_with)))
 
 
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:

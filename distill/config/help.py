@@ -13,6 +13,7 @@ import jsonargparse
 from distill.config.schema import Config
 from distill.errors import ConfigError
 from distill.losses.sections import TermsConfig
+from distill.losses.validation import Settings
 
 # In the order in which a new user meets them; those of the objective's terms follow.
 RUN, ALL = "run", "all"
@@ -72,6 +73,7 @@ def _title(cls: type) -> str:
 
 def _settings(wanted: Mapping[str, Collection[str] | None]) -> str:
     """Help of some settings of some sections; None: of all."""
+    jsonargparse.set_parsing_settings(subclasses_disabled=[Settings])  # a section has one type
     parser = jsonargparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
     for name, settings in wanted.items():
         cls = sections()[name]
@@ -81,4 +83,4 @@ def _settings(wanted: Mapping[str, Collection[str] | None]) -> str:
         else:
             parser.add_class_arguments(cls, name, skip=other)
     text = parser.format_help().lstrip("\n")
-    return re.sub(r" +--\w+ CONFIG +Path to a configuration file\.\n", "", text)  # a section from a file of its own
+    return re.sub(r" +--[\w.]+ CONFIG +Path to a configuration file\.\n", "", text)  # a section from a file of its own

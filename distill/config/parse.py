@@ -215,7 +215,7 @@ def _instantiate(cls: type, settings: Any, section: str = "") -> Any:
     for f in fields(cls):
         value, kind = getattr(settings, f.name), f.default_factory
         if isinstance(kind, type) and is_dataclass(kind):
-            value = _instantiate(kind, value, f"{f.name}.")
+            value = _instantiate(kind, value, f"{section}{f.name}.")
         values[f.name] = value
     try:
         return cls(**values)

@@ -139,16 +139,42 @@ class NetworkConfig(Settings):
 
 
 @dataclass
+class CacheConfig(Settings):
+    """The teacher's answers on disk: it is asked once for each whole image, not at every step.
+
+    Args:
+        enabled: use it; null does where it can be used, and where the teacher would be asked more often without it. It
+            cannot be used where a loss needs feature maps of the teacher, or where a data set of your own gives other
+            pixels each time.
+        dtype: how logits are kept: `int8` (a byte a class; the 20 likeliest of more than 40 classes) or `float16`.
+        dir: folder of the answers; `teacher_cache` in the run's folder if not given. Runs may share one.
+        max_gb: larger ones are refused before the teacher is asked.
+    """
+
+    enabled: bool | None = None
+    dtype: Literal["int8", "float16"] = "int8"
+    dir: str | None = None
+    max_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.above_zero("max_gb")
+
+
+@dataclass
 class TeacherConfig(NetworkConfig):
     """The large network.
 
     Args:
         checkpoint: folder written by SMP's `save_pretrained`, or a run of this project; trained here if not given.
         allow_near_chance: go on with a teacher whose predictions are hardly better than chance.
+        cache: its answers on disk.
     """
 
     checkpoint: str | None = None
     allow_near_chance: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 @dataclass
@@ -328,6 +354,9 @@ class Config(TermsConfig):
 GONE = {"kd.reduction": "mean"}
 RENAMED = {"data.unlabelled": "data.unlabeled", "data.unlabelled_share": "data.unlabeled_share"}  # old name → new name
 
+# Settings that older versions did not have, with what these did, where it is not what the default does now.
+ADDED = {"teacher.cache.enabled": False}
+
 # Settings that may differ between the start of a run and its continuation: they do not change the result.
 RUNTIME_SETTINGS = (
     "name",
@@ -341,6 +370,8 @@ RUNTIME_SETTINGS = (
     "data.num_workers",
     "data.palette",
     "teacher.allow_near_chance",
+    "teacher.cache.dir",
+    "teacher.cache.max_gb",
     "checkpointing_steps",
     "checkpoints_total_limit",
     "resume_from_checkpoint",

@@ -4,19 +4,25 @@ from distill.data.contents import contents
 from distill.data.datasets import Dataset, Splits, open_splits
 from distill.data.loader import train_batches, val_batches
 from distill.data.own import as_dataset, own_splits
+from distill.data.teacher_cache import CachedTargets, TeacherCache, known_by, missing_groups, pixel_hash
 from distill.data.transforms import build_transform, save_preprocessing
 from distill.data.verify import check_once, check_splits
 
 __all__ = [
+    "CachedTargets",
     "Dataset",
     "Splits",
+    "TeacherCache",
     "as_dataset",
     "build_transform",
     "check_once",
     "check_splits",
     "contents",
+    "known_by",
+    "missing_groups",
     "open_splits",
     "own_splits",
+    "pixel_hash",
     "save_preprocessing",
     "train_batches",
     "val_batches",

@@ -49,6 +49,7 @@ class Dataset:
         files: the files behind each item; empty if it has none.
         inspect: index → raises ConfigError if the item's files are not what they should be, without decoding them.
         drawn: as `read`, for data sets that augment: draws from the global generators, which the caller seeds.
+        size: index → height and width of what `read` gives, for less than reading it; None if there is no such way.
     """
 
     names: list[str]
@@ -56,6 +57,7 @@ class Dataset:
     files: list[tuple[Path, ...]]
     inspect: Callable[[int], None]
     drawn: Callable[[int], Pair] | None = None
+    size: Callable[[int], tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,7 +70,13 @@ class Dataset:
             lambda i: self.read(i) if i < first else other.read(i - first),
             self.files + other.files,
             lambda i: self.inspect(i) if i < first else other.inspect(i - first),
+            size=lambda i: self.size_of(i) if i < first else other.size_of(i - first),
         )
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Height and width of an item."""
+        height, width = self.size(index) if self.size else self.read(index)[1].shape
+        return height, width
 
 
 @dataclass
@@ -154,7 +162,8 @@ def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:
     def read(index: int) -> Pair:
         return scene.render(seed, index, height, width)
 
-    return Dataset(names, _cached(read) if config.cache else read, [()] * length, lambda index: None)
+    read_or_known = _cached(read) if config.cache else read
+    return Dataset(names, read_or_known, [()] * length, lambda index: None, size=lambda index: (height, width))
 
 
 def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: int) -> Dataset:
@@ -195,7 +204,8 @@ def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: in
         return np.asarray(image), resize_labels(labels, config.image_size) if config.image_size else labels
 
     names = [image.stem for image, _ in pairs]
-    return Dataset(names, _cached(read) if config.cache else read, list(pairs), inspect)
+    size = _size_on_disk([image for image, _ in pairs], config)
+    return Dataset(names, _cached(read) if config.cache else read, list(pairs), inspect, size=size)
 
 
 def _unlabeled(config: DataConfig, folder: Path) -> Dataset:
@@ -213,7 +223,21 @@ def _unlabeled(config: DataConfig, folder: Path) -> Dataset:
         _open_image(paths[index], config).close()
 
     names = [path.stem for path in paths]
-    return Dataset(names, _cached(read) if config.cache else read, [(path,) for path in paths], inspect)
+    files: list[tuple[Path, ...]] = [(path,) for path in paths]
+    size = _size_on_disk(paths, config)
+    return Dataset(names, _cached(read) if config.cache else read, files, inspect, size=size)
+
+
+def _size_on_disk(paths: Sequence[Path], config: DataConfig) -> Callable[[int], tuple[int, int]]:
+    """Height and width by index, from the files' headers, unless all are resized."""
+
+    def size(index: int) -> tuple[int, int]:
+        if config.image_size:
+            return config.image_size[0], config.image_size[1]
+        with _open_image(paths[index], config) as image:
+            return image.height, image.width
+
+    return size
 
 
 def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:

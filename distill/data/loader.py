@@ -19,6 +19,8 @@ from torch.utils.data import Dataset as TorchDataset
 from distill.batch import Batch
 from distill.data.datasets import Dataset
 from distill.data.own import seeded
+from distill.data.positions import coordinates
+from distill.data.teacher_cache import CachedTargets
 from distill.data.transforms import Transform
 from distill.errors import ConfigError
 
@@ -77,32 +79,38 @@ class StepSampler(Sampler[list[Key]]):
         return epoch, int(self._orders[which][1][place]) + which * self.lengths[0]
 
 
-class View(TorchDataset):
-    """Augmented items of a data set, by (epoch, index)."""
+Item = tuple[np.ndarray, np.ndarray, str, np.ndarray | None]  # image, mask, name, what the teacher says
 
-    def __init__(self, dataset: Dataset, transform: Transform | None, seed: int):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+class View(TorchDataset):
+    """Augmented items of a data set, by (epoch, index), with what a teacher said of them if there are such targets."""
+
+    def __init__(self, dataset: Dataset, transform: Transform, seed: int, targets: CachedTargets | None = None):
+        self.dataset, self.transform, self.seed, self.targets = dataset, transform, seed, targets
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, np.ndarray, str]:
+    def __getitem__(self, key: Key) -> Item:
         epoch, index = key
+        targets = self.targets
         if self.dataset.drawn:
             with seeded(self.seed, epoch, index):
                 image, mask = self.dataset.drawn(index)
+            if targets:
+                targets.refuse_other_pixels(index, image, self.dataset.names[index])
         else:
             image, mask = self.dataset.read(index)
-        if self.transform:
-            try:
-                image, mask = self.transform(image, mask, (self.seed, epoch, index))
-            except Exception as error:  # OpenCV's, NumPy's and albumentations' own
-                name = (*self.dataset.files[index], self.dataset.names[index])[0]
-                size, reason = f"{image.shape[1]}×{image.shape[0]}", " ".join(str(error).split())[:150]
-                raise ConfigError(
-                    f"{name}: is {size}, which data.augmentations cannot work on ({reason}); remove it or change them"
-                ) from error
-        return image, mask, self.dataset.names[index]
+        where = coordinates(*mask.shape) if targets else None
+        try:
+            image, mask, *moved = self.transform(image, mask, (self.seed, epoch, index), where)
+        except Exception as error:  # OpenCV's, NumPy's and albumentations' own
+            name = (*self.dataset.files[index], self.dataset.names[index])[0]
+            size, reason = f"{image.shape[1]}×{image.shape[0]}", " ".join(str(error).split())[:150]
+            raise ConfigError(
+                f"{name}: is {size}, which data.augmentations cannot work on ({reason}); remove it or change them"
+            ) from error
+        return image, mask, self.dataset.names[index], targets.crop(index, moved[0]) if targets else None
 
 
 def train_batches(
@@ -112,14 +120,15 @@ def train_batches(
     num_workers: int,
     timeout_seconds: int,
     pin_memory: bool = False,
+    targets: CachedTargets | None = None,
 ) -> Iterator[Batch]:
-    """Endless micro-batches in the sampler's order.
+    """Endless micro-batches in the sampler's order, with a teacher's answers if there are `targets`.
 
     Raises:
         ChildProcessError: a worker died or was waited for longer than `timeout_seconds`; names the images.
     """
     loader = DataLoader(
-        View(dataset, transform, sampler.seed),
+        View(dataset, transform, sampler.seed, targets),
         batch_sampler=sampler,
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers else None,  # a data set is made of closures
@@ -184,7 +193,7 @@ def val_batches(
     indices = range(rank, len(dataset), world)
 
     def flush() -> tuple[list[int], Batch]:
-        items = [(image, mask, dataset.names[i]) for i, image, mask in group]
+        items: list[Item] = [(image, mask, dataset.names[i], None) for i, image, mask in group]
         return [i for i, _, _ in group], collate(items)
 
     for index in progress(indices):
@@ -197,7 +206,8 @@ def val_batches(
         yield flush()
 
 
-def collate(items: list[tuple[np.ndarray, np.ndarray, str]]) -> Batch:
+def collate(items: Sequence[Item]) -> Batch:
     """Items of one size to a batch; images stay in channels-last memory order."""
-    images, masks, names = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(masks)), list(names))
+    images, masks, names, teacher = zip(*items, strict=True)
+    image, mask = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(masks))
+    return Batch(image, mask, list(names), None if teacher[0] is None else torch.from_numpy(np.stack(teacher)))

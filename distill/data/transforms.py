@@ -40,11 +40,14 @@ REFUSED = {
     **{name: "needs boxes beside image and mask" for name in TRANSFORMS if "BBox" in name},
 }
 
-Transform = Callable[[np.ndarray, np.ndarray, Sequence[int]], tuple[np.ndarray, np.ndarray]]
+Transform = Callable[..., tuple[np.ndarray, ...]]
 
 
 def build_transform(config: DataConfig) -> Transform:
     """The training transform `(image [H, W, 3], mask [H, W], key) -> (image, mask)`, a pure function of its arguments.
+
+    With `coordinates` (see `distill.data.positions`) given after the key, it returns them as well: moved as the image
+    is, its colors aside.
 
     Raises:
         ConfigError: an unknown transform or argument in `data.augmentations`.
@@ -57,17 +60,23 @@ def build_transform(config: DataConfig) -> Transform:
             A.RandomCrop(height, width),
         ]
     )
+    for step in compose.transforms:
+        if isinstance(step, A.DualTransform):  # of the others, which change colors, coordinates know nothing
+            step.add_targets({"coordinates": "image"})
 
-    def transform(image: np.ndarray, mask: np.ndarray, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def transform(
+        image: np.ndarray, mask: np.ndarray, key: Sequence[int], coordinates: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ...]:
         sequence = np.random.SeedSequence(list(key))
         threads = cv2.getNumThreads()  # of the process, which may use OpenCV for other things
         cv2.setNumThreads(0)  # its threads and those of torch get in each other's way, and survive no fork
         compose.set_random_state(np.random.default_rng(sequence), random.Random(int(sequence.generate_state(1)[0])))
         try:
-            result = compose(image=image, mask=mask)
+            more = {} if coordinates is None else {"coordinates": coordinates}
+            result = compose(image=image, mask=mask, **more)
         finally:
             cv2.setNumThreads(threads)
-        return result["image"], result["mask"]
+        return tuple(result[name] for name in ("image", "mask", *more))
 
     return transform
 

@@ -18,13 +18,15 @@ from distill.batch import VOID
 from distill.deployment.fp16 import Fp16File, export_fp16
 from distill.deployment.int8 import Int8File, quantize_onnx
 from distill.deployment.latency import Benchmark, benchmark
-from distill.deployment.onnx_export import OnnxFile, export_onnx
+from distill.deployment.onnx_export import OnnxFile, export_onnx, refuse_several_sizes
 from distill.errors import ExportError
 from distill.models import Network, OwnNetwork
 from distill.reporting.results import ExportResults, Refused
 from distill.storage import sha256, write_json
 from distill.training.context import Run
 from distill.visualize import Palette
+
+__all__ = ["exported", "refuse_several_sizes"]
 
 File = TypeVar("File", OnnxFile, Int8File, Fp16File, Benchmark)
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from distill.batch import Batch
 from distill.config.schema import Config
-from distill.data import Splits, build_transform, train_batches
+from distill.data import CachedTargets, Splits, build_transform, train_batches
 from distill.data.loader import StepSampler
 from distill.errors import printable
 from distill.evaluation.scores import Evaluation, evaluate
@@ -60,8 +61,19 @@ class Run:
         config = self.config
         return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def train_batches(self, first_step: int, unlabeled: bool) -> Iterator[Batch]:
-        """This process's micro-batches from a step on, images without labels among them if wanted."""
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The half precision that networks run in, if any."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+
+    def train_batches(self, first_step: int, unlabeled: bool, targets: CachedTargets | None = None) -> Iterator[Batch]:
+        """This process's micro-batches from a step on.
+
+        Args:
+            first_step: that step.
+            unlabeled: whether images without labels are among them.
+            targets: what the teacher said of the images, to come with them.
+        """
         config, accelerator = self.config, self.accelerator
         dataset, more = self.splits.train, self.splits.unlabeled if unlabeled else None
         sampler = StepSampler(
@@ -82,6 +94,7 @@ class Run:
             config.data.num_workers,
             config.timeout_seconds,
             pin_memory=accelerator.device.type == "cuda",
+            targets=targets,
         )
 
     def evaluate(self, networks: dict[str, Network], desc: str = "scoring") -> Evaluation:

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import GONE, OWN, RENAMED, RUNTIME_SETTINGS, Config, flatten
+from distill.config.schema import ADDED, GONE, OWN, RENAMED, RUNTIME_SETTINGS, Config, flatten
 from distill.errors import ConfigError
 from distill.models.smp_files import FILES
 from distill.storage import sha256
@@ -85,7 +85,8 @@ def compare_folder(
             changed += [(name, key, values) for key, values in differences.items() if finished]
     for _, key, (before, now) in changed:
         # A teacher that is trained here reaches the others by its weights alone.
-        reached = ["teacher"] if own_teacher and key.startswith("teacher.") else list(made)
+        of_teacher = own_teacher and key.startswith("teacher.") and not key.startswith(TEACHER.irrelevant)
+        reached = ["teacher"] if of_teacher else list(made)
         is_setting = key not in (*FINGERPRINTS, "teacher.checkpoint")
         if is_setting and not any(key in made[name] and made[name][key] == now for name in reached):
             raise ConfigError(
@@ -128,7 +129,8 @@ def refuse_other_settings(
     """
     # A setting that an older version did not have: its default is what that version did.
     there = {RENAMED.get(key, key): value for key, value in there.items()}
-    there = {key: value for key, value in json_like(flatten(Config())).items() if key in here} | there
+    defaults = json_like(flatten(Config())) | ADDED
+    there = {key: value for key, value in defaults.items() if key in here} | there
     there = {key: value for key, value in there.items() if key in here or (key, value) not in GONE.items()}
     here = {key: value for key, value in json_like(here).items() if key not in not_compared(there, here)}
     keys = (key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key))

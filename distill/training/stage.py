@@ -46,7 +46,10 @@ class Stage:
 TEACHER = Stage(
     "teacher",
     section="teacher",
-    irrelevant=("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabeled", *DISTILLATION),
+    irrelevant=(
+        *("student.", "baseline.", "export.", "teacher.checkpoint", "teacher.cache.", "data.unlabeled"),
+        *DISTILLATION,
+    ),
 )
 BASELINE = Stage("baseline", irrelevant=("teacher.", "baseline.", "export.", "data.unlabeled", *DISTILLATION))
 STUDENT = Stage("student", teacher="teacher")

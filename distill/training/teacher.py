@@ -1,4 +1,4 @@
-"""What answers "what does the teacher say of this batch": a frozen network.
+"""What answers "what does the teacher say of this batch": a frozen network, or what it said when it was asked before.
 
 It stands outside everything that is trained: `.train()` cannot reach its BatchNorm, DDP does not wrap it, and no
 checkpoint carries it.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from distill.batch import Batch, Outputs
+from distill.data import CachedTargets
 from distill.errors import ConfigError
 from distill.metrics import Scores
 from distill.models.network import Network
@@ -28,6 +29,8 @@ class Teacher:
         dtype: half precision to run it in, or None.
     """
 
+    targets: CachedTargets | None = None
+
     def __init__(self, network: Network, dtype: torch.dtype | None = None):
         self.network = network.eval().requires_grad_(False)
         self.dtype = dtype
@@ -44,6 +47,24 @@ class Teacher:
         if not outputs.logits.isfinite().all():
             raise FloatingPointError(f"the teacher's logits are not finite on {', '.join(batch.names)}")
         return outputs
+
+
+class CachedTeacher:
+    """A frozen network that was asked before, and whose answers come with the images.
+
+    Args:
+        network: the network; asked for nothing more but its scores.
+        targets: its answers for the images that are learned from.
+    """
+
+    def __init__(self, network: Network, targets: CachedTargets):
+        self.network = network.eval().requires_grad_(False)
+        self.targets = targets
+
+    def __call__(self, batch: Batch, features: Sequence[str] = ()) -> Outputs:
+        """The teacher's outputs for a batch; it has no feature maps."""
+        assert batch.teacher is not None and not features
+        return self.targets.outputs(batch.teacher, (batch.image.shape[2], batch.image.shape[3]))
 
 
 def check_teacher(scores: Scores, source: str) -> None:

@@ -29,7 +29,7 @@ from distill.training.optim import build_optimizer, schedule
 from distill.training.qat import insert_fake_quant, remove_fake_quant
 from distill.training.stage import Stage
 from distill.training.state import TrainState, environment
-from distill.training.teacher import Teacher
+from distill.training.teacher import CachedTeacher, Teacher
 from distill.training.tracking import Clock, Tracker
 
 PRECISE = {"mps": torch.float32}  # devices without float64
@@ -65,7 +65,7 @@ class Trainer:
         run: Run,
         stage: Stage,
         settings: Mapping[str, Any],
-        teacher: Teacher | None = None,
+        teacher: Teacher | CachedTeacher | None = None,
         init: Network | None = None,
     ):
         self.run, self.stage, self.teacher = run, stage, teacher
@@ -122,7 +122,8 @@ class Trainer:
             Stopped: `run.stop()` became true; the state is saved.
         """
         run, config, accelerator, name = self.run, self.config, self.accelerator, self.stage.name
-        batches = run.train_batches(self.step, unlabeled=self.teacher is not None)
+        targets = self.teacher.targets if self.teacher else None
+        batches = run.train_batches(self.step, unlabeled=self.teacher is not None, targets=targets)
         self.tracker = Tracker(accelerator, name, first_step=self.step + 1)
         bar = run.progress(total=self.steps, initial=self.step, desc=name, dynamic_ncols=True)
         clock = Clock(self.step)
