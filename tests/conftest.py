@@ -1,6 +1,7 @@
 """Small things that many tests need: a tiny data set on disk, tiny settings, a way to start the script."""
 
 import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -52,6 +53,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
                 item.add_marker("faults")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now stays: a run collects after each stage, and needs not look at it again
 
 
 def examples(count: int) -> hypothesis.settings:

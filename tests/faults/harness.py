@@ -41,7 +41,7 @@ SPEED = "train/images_per_second"
 CAMVID_VOID = 11
 PATIENCE_SECONDS = 600  # for a launch that should end by itself
 _warm = multiprocessing.get_context("forkserver")
-_warm.set_forkserver_preload(["harness"])
+_warm.set_forkserver_preload(["warm"])
 
 
 @dataclass
