@@ -117,6 +117,12 @@ def finished(once) -> Path:
     return once("finished", make) / "tiny"
 
 
+@pytest.fixture(scope="session")
+def graphs(once) -> Path:
+    """Where known_graphs.py keeps them."""
+    return once("graphs", lambda place: None)
+
+
 @pytest.fixture
 def camvid(tmp_path: Path) -> Path:
     """Six images in SegNet's layout: four to train, two to validate, classes 0 to 10 and void 11."""

@@ -1,6 +1,5 @@
 """The student's files beside the ONNX file: made by a run if asked for, recorded, reported, and not made twice."""
 
-import functools
 import json
 import shutil
 from dataclasses import replace
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_config
+from known_graphs import quick_exports
 
 from distill import models
 from distill.cli import EXIT_REFUSED, exit_code
@@ -33,12 +33,18 @@ SETTINGS = {
 pytestmark = pytest.mark.xdist_group("files")  # they share one run, in their order
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(graphs):
+    """Torch's exporter and the proof at large sizes have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick_exports(graphs, patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "small"
-    with pytest.MonkeyPatch.context() as patch:  # the proof at large sizes has tests of its own
-        patch.setattr(artifacts, "export_onnx", functools.partial(artifacts.export_onnx, sizes=((33, 50),)))
-        yield folder, distil(tiny_config(folder, **SETTINGS))
+    return folder, distil(tiny_config(folder, **SETTINGS))
 
 
 def test_all_files_are_there_and_recorded(finished):

@@ -16,6 +16,7 @@ from distill.data import Dataset, open_splits
 from distill.deployment import onnx_export
 
 SMALL = ((33, 50),)
+SLIM = {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
 CLASSES = [str(i) for i in range(10)]
 DATA = DataConfig(synthetic_train=1, synthetic_val=3, synthetic_size=[64, 96])
 
@@ -26,9 +27,10 @@ def scenes():
 
 
 def network(arch: str = "fpn", encoder: str = "tu-test_resnet") -> models.Network:
-    """Random weights, and statistics that make BatchNorm do something."""
+    """Random weights, and statistics that make BatchNorm do something; by default few channels, for large images."""
     torch.manual_seed(0)
-    built = models.build(NetworkConfig(arch=arch, encoder_name=encoder), CLASSES).eval()
+    options = SLIM if (arch, encoder) == ("fpn", "tu-test_resnet") else {}
+    built = models.build(NetworkConfig(arch=arch, encoder_name=encoder, options=options), CLASSES).eval()
     for name, buffer in built.named_buffers():
         if name.endswith("running_mean"):
             buffer.uniform_(-0.1, 0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Figure, Launch, distil, draw_camvid, everything, run
+from known_graphs import SMALL, quick_exports
 
 from distill.reporting import artifacts
 from distill.reporting.results import ExportResults
@@ -44,13 +45,17 @@ JOB = SETTINGS | {
 }
 
 
-def whole_job(folder: Path, settings: dict[str, Any]) -> int:
+def whole_job(folder: Path, settings: dict[str, Any], graphs: Path | None = None) -> int:
     """A run whose 8-bit file counts as losing too much, whatever it loses, so that it is tuned; exit code.
 
-    Its ONNX file is proven at the images' own size and a small one, which takes seconds.
+    Its ONNX file is proven at the images' own size and a small one, which takes seconds, and made by torch's exporter
+    unless there is a folder for known graphs.
     """
     ExportResults.int8_loses_too_much = True
-    artifacts.export_onnx = functools.partial(artifacts.export_onnx, sizes=((33, 50),))
+    if graphs:
+        quick_exports(graphs)
+    else:
+        artifacts.export_onnx = functools.partial(artifacts.export_onnx, sizes=SMALL)
     return distil(folder, settings)
 
 
@@ -125,7 +130,7 @@ def _wait_for_the_moment(launch: Launch, folder: Path, rng: random.Random, secon
             return
 
 
-def tuning_that_dies(folder: Path, settings: dict[str, Any]) -> None:
+def tuning_that_dies(folder: Path, settings: dict[str, Any], graphs: Path) -> None:
     """A run that is killed while the network that was tuned for 8 bits is made a file."""
     quantize = artifacts.quantize_onnx
 
@@ -135,4 +140,4 @@ def tuning_that_dies(folder: Path, settings: dict[str, Any]) -> None:
         return quantize(*arguments, reference=reference, **others)
 
     artifacts.quantize_onnx = die
-    whole_job(folder, settings)
+    whole_job(folder, settings, graphs)

@@ -10,15 +10,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainings import same_bits
 
 
-def test_a_killed_tuning_leaves_nothing_beside_the_student(tmp_path):
+def test_a_killed_tuning_leaves_nothing_beside_the_student(graphs, tmp_path):
     draw_camvid(tmp_path / "data", unlabeled=4)
     place, settings = tmp_path / "run", JOB | {"data__root": str(tmp_path / "data")}
-    launch = Launch(tuning_that_dies, (place, settings), 1, tmp_path / "log")
+    launch = Launch(tuning_that_dies, (place, settings, graphs), 1, tmp_path / "log")
     assert launch.wait() == [-signal.SIGKILL], launch.output()
     left = [path.name for path in (place / "student").iterdir() if path.is_dir() or path.name.startswith(".")]
     assert not left
     (place / "student" / ".model.onnx.file.tmp").write_text("of another moment")
-    run(whole_job, (place, settings), 1, tmp_path / "again")
+    run(whole_job, (place, settings, graphs), 1, tmp_path / "again")
     assert not [*place.rglob("*.tmp"), *(place / "student").glob("*/")]
     modes = {str(path): path.stat().st_mode & 0o777 for path in place.rglob("*") if path.is_file()}
     assert set(modes.values()) == {place.stat().st_mode & 0o666}, modes

@@ -8,8 +8,9 @@ from dataclasses import replace
 import huggingface_hub
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import TINY, tiny_config
 from huggingface_hub import ModelCard
+from known_graphs import quick_exports
 from PIL import Image
 
 from distill.cli import run_here as main
@@ -37,10 +38,13 @@ def test_the_header_has_what_the_hub_shows(student):
 
 
 @pytest.fixture(scope="module")
-def student_of_small_maps(tmp_path_factory):
+def student_of_small_maps(graphs, tmp_path_factory):
     """Its network gives maps of half the image's size."""
     run = tmp_path_factory.mktemp("runs") / "small"
-    return run / "student", distil(tiny_config(run, baseline__enabled=False, student__options={"upsampling": 2}))
+    settings = {"baseline__enabled": False, "student__options": TINY["student.options"] | {"upsampling": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        quick_exports(graphs, patch.setattr)
+        return run / "student", distil(tiny_config(run, **settings))
 
 
 @pytest.mark.parametrize("which", ["student", "student_of_small_maps"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_config
+from known_graphs import quick_exports
 from torch import nn
 
 from distill.config.schema import NetworkConfig
@@ -77,7 +78,8 @@ SETTINGS = {
 }
 
 
-def test_a_student_whose_8_bits_lose_too_much_is_tuned(tmp_path, monkeypatch):
+def test_a_student_whose_8_bits_lose_too_much_is_tuned(graphs, tmp_path, monkeypatch):
+    quick_exports(graphs, monkeypatch.setattr)
     folder, refused, real = tmp_path / "run", [], artifacts.quantize_onnx
 
     def after_one_refusal(path, *arguments, **options):
@@ -104,7 +106,8 @@ def test_a_student_whose_8_bits_lose_too_much_is_tuned(tmp_path, monkeypatch):
     assert small.path.stat().st_mtime_ns == before
 
 
-def test_the_better_of_both_files_stays(tmp_path, monkeypatch):
+def test_the_better_of_both_files_stays(graphs, tmp_path, monkeypatch):
+    quick_exports(graphs, monkeypatch.setattr)
     folder, tries, real = tmp_path / "run", [], artifacts.quantize_onnx
 
     def worse_each_time(path, *arguments, **options):
