@@ -93,6 +93,35 @@ def distil(
         return results
 
 
+def fill_cache(config: Config, part: tuple[int, int] | None = None, stop: Callable[[], bool] = lambda: False) -> None:
+    """Asks the teacher for every image, and trains nothing but the teacher, if there is none.
+
+    Args:
+        config: the settings.
+        part: number and count of the parts into which the images are split, to do one of them: machines that know
+            nothing of each other fill one folder so.
+        stop: asked at every image whether to stop.
+
+    Raises:
+        ConfigError: a folder, a setting or an image is not as it should be.
+        Stopped: `stop()` became true; what is done is kept.
+    """
+    cache, teacher = config.teacher.cache, config.teacher
+    if cache.enabled is False:
+        raise ConfigError("teacher.cache.enabled: is false, and then there is nothing to fill; leave it out")
+    if part and not (teacher.checkpoint and cache.dir):
+        missing = "teacher.cache.dir" if teacher.checkpoint else "teacher.checkpoint"
+        raise ConfigError(f"{missing}: --shard needs a teacher that is there, and one folder for all; set both")
+    wanted = replace(config, teacher=replace(teacher, cache=replace(cache, enabled=True)))
+    with opened(wanted, stop) as run:
+        if part:  # the run's folder is nobody's: other machines are at work with the same settings
+            source = from_main(run.accelerator, lambda: str(teacher_folder(run.config)))
+            ask(run, load(run, Path(source), run.config.teacher), part)
+            return
+        held = on_main(run.accelerator, lambda: claim_output_dir(run))  # noqa: F841  stays open
+        ask(run, load_teacher(run))
+
+
 def export(run: Run, networks: dict[str, Network], mean_iou: float) -> ExportResults:
     """The student's files; if 8 bits lose too much, it is tuned for them first, where the settings allow that."""
 
@@ -325,12 +354,7 @@ def answering(run: Run, network: Network) -> Teacher | CachedTeacher:
     """The teacher as the settings want it: asked for every batch, or once for every image."""
     if not run.config.teacher.cache.enabled:
         return Teacher(network, run.precision)
-    folder = run.config.folder / "teacher"
-
-    def made_with() -> dict[str, Any]:
-        return {"teacher": sha256(folder / "model.safetensors"), "files": network_files(folder)}
-
-    return CachedTeacher(network, ask(run, network, from_main(run.accelerator, made_with)))
+    return CachedTeacher(network, ask(run, network))
 
 
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:

@@ -130,14 +130,16 @@ def sweep(
     from distill.storage import lock, write_json, write_text
     from distill.training.distributed import from_main, on_main
     from distill.training.stage import STUDENT
+    from distill.training.teacher_answers import decide
 
     def take(name: str) -> IO[str] | None:
         """The right to work on a trial, as long as the file is open; only the main process holds it."""
         return on_main(run.accelerator, lambda: lock(config.folder / "locks" / name))
 
     with pipeline.opened(config, stop) as run:
+        features = []
         for trial_config in configs:
-            pipeline.dry_run(trial_config, run.splits.classes)
+            features.append(pipeline.dry_run(trial_config, run.splits.classes))
             if trial_config.data != config.data:
                 check_splits(open_splits(trial_config.data), trial_config.data, run.progress)
         held = take("teacher")
@@ -145,11 +147,13 @@ def sweep(
         if held:
             write_text(config.folder / "config.yaml", dump(run.config))
             held.close()
-        for trial, trial_config in zip(trials, configs, strict=True):
+        for trial, trial_config, maps in zip(trials, configs, features, strict=True):
             record = config.folder / trial.key / "scores.json"
             same = trial_config.data == config.data
             splits = run.splits if same else open_splits(trial_config.data)
             trial_config = pipeline.with_class_weights(trial_config, splits)
+            images = replace(run, config=trial_config).global_batch_size * trial_config.student.max_train_steps
+            trial_config, _ = decide(trial_config, splits, maps, images)
             checked = run.checked if same else {"contents": contents(splits)}
             trial_run = replace(run, config=trial_config, splits=splits, compare=False, checked=checked)
             try:

@@ -86,6 +86,41 @@ def sweep(argv: Sequence[str], prog: str = "distill sweep") -> int:
     return exit_code(lambda stop: sweep.sweep(config, trials, configs, stop))
 
 
+def cache(argv: Sequence[str], prog: str = "distill cache") -> int:
+    """A teacher's answers on disk, and nothing else."""
+    follow()
+    from distill.config.parse import parse
+
+    arguments, part = list(argv), None
+    try:
+        arguments, part = without_shard(arguments)
+    except ConfigError as error:
+        say(f"distill: error: {error}", sys.stderr)
+        return 2
+    config = parse(arguments, prog)
+    if alone(config):
+        return in_processes(config, ["cache", *argv])
+    from distill.pipeline import fill_cache
+
+    return exit_code(lambda stop: fill_cache(config, part, stop))
+
+
+def without_shard(arguments: list[str]) -> tuple[list[str], tuple[int, int] | None]:
+    """The arguments without `--shard K/N`, and K - 1 and N: one of the parts of the work, for one of many machines."""
+    rest, part = [], None
+    given = iter(arguments)
+    for argument in given:
+        if argument != "--shard" and not argument.startswith("--shard="):
+            rest.append(argument)
+            continue
+        text = argument.partition("=")[2] or next(given, "")
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise ConfigError(f"--shard: {text!r} is not of the form 3/16, the third of sixteen parts")
+        part = int(number) - 1, int(count)
+    return rest, part
+
+
 def predict(argv: Sequence[str], prog: str = "distill predict") -> int:
     """Masks of images and videos."""
     from distill.deployment.predict import main
@@ -110,6 +145,10 @@ def benchmark(argv: Sequence[str], prog: str = "distill benchmark") -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "train": (train, "train a teacher (or load one), distil a student, export it to ONNX and report on all of it"),
+    "cache": (
+        cache,
+        "ask the teacher once for every image, on one machine or many, for students to be trained without it",
+    ),
     "predict": (predict, "segment images and videos with an ONNX file, an SMP folder or a run"),
     "evaluate": (evaluate, "score an ONNX file, an SMP folder or a run on any data set"),
     "sweep": (sweep, "train many students of one teacher and compare them"),

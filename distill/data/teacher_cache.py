@@ -256,10 +256,11 @@ class CachedTargets:
 
 def known_by(dataset: Dataset, image_size: Sequence[int] | None) -> list[str]:
     """What each image is known by: its file's bytes and the size it is read at, or its pixels if it has no file."""
-    if any(dataset.files):
-        size = f"-{image_size[0]}x{image_size[1]}" if image_size else ""
-        return [content_hash(files[0])[:32] + size for files in dataset.files]
-    return [pixel_hash(dataset.read(i)[0]) for i in range(len(dataset))]
+    size = f"-{image_size[0]}x{image_size[1]}" if image_size else ""
+    return [
+        content_hash(files[0])[:32] + size if files else pixel_hash(dataset.read(i)[0])
+        for i, files in enumerate(dataset.files)
+    ]
 
 
 def pixel_hash(image: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from distill.data.loader import collate
 from distill.data.positions import MapGeometry
 from distill.errors import ConfigError, Stopped
 from distill.losses.pixel import divergence, soften
+from distill.models import fingerprint
 from distill.models.network import Network
 from distill.storage import writing
 from distill.training.context import Run
@@ -71,13 +72,12 @@ def varies(dataset: Dataset) -> bool:
     return False
 
 
-def ask(run: Run, network: Network, made_with: Mapping[str, Any], part: tuple[int, int] | None = None) -> CachedTargets:
+def ask(run: Run, network: Network, part: tuple[int, int] | None = None) -> CachedTargets:
     """The teacher's answers for all images that are learned from; asks for those that are not on disk.
 
     Args:
         run: what stages share.
         network: the teacher.
-        made_with: what its answers depend on, by which they are known again.
         part: number and count of the parts into which the work is split, to do one of them; all of it if not given.
 
     Raises:
@@ -90,8 +90,8 @@ def ask(run: Run, network: Network, made_with: Mapping[str, Any], part: tuple[in
     dataset = learned_from(run.splits)
     names = from_main(accelerator, lambda: known_by(dataset, config.data.image_size))
     folder = Path(wanted.dir) if wanted.dir else config.folder / "teacher_cache"
-    precision = {"precision": accelerator.mixed_precision}
-    cache = TeacherCache(folder, {**made_with, **precision}, len(run.splits.classes), wanted.dtype)
+    made_with = from_main(accelerator, lambda: about(network)) | {"precision": accelerator.mixed_precision}
+    cache = TeacherCache(folder, made_with, len(run.splits.classes), wanted.dtype)
     on_all(accelerator, cache.open)
     for path in cache.damaged:
         run.say(f"{path}: is damaged; what it held is asked of the teacher again")
@@ -111,6 +111,17 @@ def ask(run: Run, network: Network, made_with: Mapping[str, Any], part: tuple[in
     size = sum(np.prod(entry.shape) for entry in cache.entries.values()) / 1e6
     run.say(f"teacher  asked once for {len(set(names) & cache.entries.keys())} images: {size:.1f} MB in {folder}")
     return CachedTargets(cache, names)
+
+
+def about(network: Network) -> dict[str, Any]:
+    """What the answers of a network depend on, by which they are known again: its weights and its input."""
+    return {
+        "teacher": fingerprint(network)[:32],
+        "architecture": type(network.model).__name__,
+        "mean": network.mean.flatten().tolist(),
+        "std": network.std.flatten().tolist(),
+        "stride": network.stride,
+    }
 
 
 def announce(run: Run, cache: TeacherCache, teacher: Teacher, dataset: Dataset, names: Sequence[str]) -> None:

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import start_script, tiny_config
+from conftest import TINY, flags, start_script, tiny_config
 
+from distill.cli import cache
 from distill.config.schema import flatten
 from distill.data import Dataset, Splits
 from distill.errors import ConfigError, Stopped
@@ -29,7 +30,7 @@ def test_it_answers_as_the_network_does(tmp_path, dtype):
     config = tiny_config(tmp_path / "run", teacher__cache__dtype=dtype, **QUICK, **WHOLE)
     with opened(config) as run:
         network = run_stage(run, TEACHER)
-        targets = ask(run, network, {})
+        targets = ask(run, network)
         batch = next(run.train_batches(0, unlabeled=False, targets=targets))
     asked = Teacher(network)(batch)
     kept = targets.outputs(batch.teacher, (64, 96))
@@ -78,13 +79,13 @@ def test_two_processes_share_the_work_and_learn_the_same(tmp_path):
     assert one.returncode == 0, one.stderr
     two = start_script(
         tmp_path / "two",
-        launcher=("-m", "accelerate.commands.launch", "--num_processes=2", "--cpu"),
+        launcher=("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
         **{**settings, "gradient_accumulation_steps": 1},
         teacher__checkpoint=tmp_path / "one",
         teacher__cache__dir=tmp_path / "cache",
     )
     assert two.returncode == 0, two.stderr
-    assert "asked once for 8 images" in two.stdout
+    assert "asked once for 8 images" in two.stdout, two.stdout
     files = sorted((tmp_path / "cache").glob("*.safetensors"))
     assert [p.read_bytes() for p in files] == [
         p.read_bytes() for p in (tmp_path / "one/teacher_cache").glob("*.safet*")
@@ -174,3 +175,26 @@ def test_every_setting_of_the_cache_is_known_by_its_dotted_name(tmp_path):
     names = {n for n in flatten(tiny_config(tmp_path)) if n.startswith("teacher.cache.")}
     assert names == {f"teacher.cache.{n}" for n in ("enabled", "dtype", "dir", "max_gb")}
     assert STUDENT.teacher == "teacher"
+
+
+def test_many_machines_fill_one_folder(tmp_path, capsys):
+    distil(tiny_config(tmp_path / "one", data__synthetic_train=70, student__max_train_steps=40, **QUICK))
+    shared = {
+        "teacher.checkpoint": tmp_path / "one",
+        "teacher.cache.dir": tmp_path / "cache",
+        "data.synthetic_train": 70,
+        "teacher.allow_near_chance": "true",
+    }
+    arguments = flags(TINY | {"output_dir": str(tmp_path / "two")} | shared)
+    for part in (2, 1, 3):
+        assert cache([*arguments, "--shard", f"{part}/3"]) == 0
+        assert len(list((tmp_path / "cache").glob("*.safetensors"))) == {2: 1, 1: 2, 3: 3}[part]
+    assert not (tmp_path / "two").exists()
+    files = {p.name: p.read_bytes() for p in (tmp_path / "one" / "teacher_cache").iterdir()}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "cache").iterdir()} == files
+    capsys.readouterr()
+    for wrong in ("0/3", "4/3", "x", ""):
+        assert cache([*arguments, f"--shard={wrong}"]) == 2
+        assert "is not of the form 3/16" in capsys.readouterr().err
+    assert cache([*flags(TINY | {"output_dir": str(tmp_path / "two")}), "--shard=1/3"]) == 1
+    assert "teacher.checkpoint: --shard needs a teacher that is there" in capsys.readouterr().err
