@@ -32,6 +32,7 @@ from distill.storage import lock, publish, sha256, size_of, write_json, write_te
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
+from distill.training.ensemble import Ensemble
 from distill.training.objective import build_objective
 from distill.training.provenance import (
     RECORD,
@@ -116,10 +117,11 @@ def fill_cache(config: Config, part: tuple[int, int] | None = None, stop: Callab
     with opened(wanted, stop) as run:
         if part:  # the run's folder is nobody's: other machines are at work with the same settings
             source = from_main(run.accelerator, lambda: str(teacher_folder(run.config)))
-            ask(run, load(run, Path(source), run.config.teacher), part)
-            return
-        held = on_main(run.accelerator, lambda: claim_output_dir(run))  # noqa: F841  stays open
-        ask(run, load_teacher(run))
+            network = load(run, Path(source), run.config.teacher)
+        else:
+            held = on_main(run.accelerator, lambda: claim_output_dir(run))  # noqa: F841  stays open
+            network = load_teacher(run)
+        ask(run, together(run, network) or network, part)
 
 
 def export(run: Run, networks: dict[str, Network], mean_iou: float) -> ExportResults:
@@ -352,9 +354,30 @@ def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = N
 
 def answering(run: Run, network: Network) -> Teacher | CachedTeacher:
     """The teacher as the settings want it: asked for every batch, or once for every image."""
+    asked = together(run, network)
     if not run.config.teacher.cache.enabled:
-        return Teacher(network, run.precision)
-    return CachedTeacher(network, ask(run, network))
+        return Teacher(network, run.precision, asked)
+    return CachedTeacher(network, ask(run, asked or network))
+
+
+def together(run: Run, network: Network) -> Ensemble | None:
+    """The teacher with all that is averaged with it, scored; None if it answers alone.
+
+    Raises:
+        ConfigError: a further teacher that is not there, or of other classes.
+    """
+    wanted = run.config.teacher
+    if not wanted.is_ensemble:
+        return None
+    others = []
+    for path in wanted.more:
+        folder = teacher_folder(replace(run.config, teacher=replace(wanted, checkpoint=path)))
+        others.append(load(run, folder, wanted))
+    asked = Ensemble([network, *others], wanted.tta.scales, wanted.tta.flip, wanted.weights)
+    scores = run.evaluate({"teacher": asked}, "teachers together").scores["teacher"]  # type: ignore[dict-item]
+    views, score = len(wanted.tta.scales) * (1 + wanted.tta.flip), 100 * scores.mean_iou
+    run.say(f"teacher  {1 + len(others)} network(s), {views} view(s) of each image, averaged: mIoU {score:.2f}")
+    return asked
 
 
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:

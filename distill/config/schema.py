@@ -163,18 +163,56 @@ class CacheConfig(Settings):
 
 
 @dataclass
+class TTAConfig(Settings):
+    """Test-time augmentation of the teacher: each image asked several times, and its probabilities averaged.
+
+    Args:
+        scales: factors by which images are resized, 1 among them.
+        flip: ask for the mirror image too.
+    """
+
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.above_zero("scales")
+        self.require(1.0 in self.scales, "scales", "must hold 1, the size of the image itself")
+
+
+@dataclass
 class TeacherConfig(NetworkConfig):
     """The large network.
 
     Args:
         checkpoint: folder written by SMP's `save_pretrained`, or a run of this project; trained here if not given.
         allow_near_chance: go on with a teacher whose predictions are hardly better than chance.
+        more: further teachers, folders as for `checkpoint`, whose probabilities are averaged with those of the first.
+        weights: how much each teacher counts, the first and then those of `more`; all the same if not given.
+        tta: each image asked several times.
         cache: its answers on disk.
     """
 
     checkpoint: str | None = None
     allow_near_chance: bool = False
+    more: list[str] = field(default_factory=list)
+    weights: list[float] | None = None
+    tta: TTAConfig = field(default_factory=TTAConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        super().__post_init__()
+        self.above_zero("weights")
+        count = len(self.more) + 1
+        fits = self.weights is None or len(self.weights) == count
+        self.require(fits, "weights", f"must hold {count} numbers, one for each teacher")
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether its answer is an average of several."""
+        return bool(self.more or self.tta.flip or self.tta.scales != [1.0])
 
 
 @dataclass

@@ -47,7 +47,8 @@ TEACHER = Stage(
     "teacher",
     section="teacher",
     irrelevant=(
-        *("student.", "baseline.", "export.", "teacher.checkpoint", "teacher.cache.", "data.unlabeled"),
+        *("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabeled"),
+        *("teacher.cache.", "teacher.tta.", "teacher.more", "teacher.weights"),
         *DISTILLATION,
     ),
 )

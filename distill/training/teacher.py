@@ -15,6 +15,7 @@ from distill.data import CachedTargets
 from distill.errors import ConfigError
 from distill.metrics import Scores
 from distill.models.network import Network
+from distill.training.ensemble import Ensemble
 
 # Skill. On the drawn scenes networks had -0.01 to 0.02 after a step or two, 0.02 to 0.07 after six, 0.04 and more
 # after ten; with their classes in another order -0.01 to 0.04, 0.005 in the middle.
@@ -27,12 +28,14 @@ class Teacher:
     Args:
         network: the network.
         dtype: half precision to run it in, or None.
+        asked: who answers, if it is not the network alone.
     """
 
     targets: CachedTargets | None = None
 
-    def __init__(self, network: Network, dtype: torch.dtype | None = None):
+    def __init__(self, network: Network, dtype: torch.dtype | None = None, asked: Ensemble | None = None):
         self.network = network.eval().requires_grad_(False)
+        self.asked = asked.eval().requires_grad_(False) if asked else network
         self.dtype = dtype
 
     @torch.no_grad()  # not inference_mode: feature terms could not save such tensors for their backward pass
@@ -43,7 +46,7 @@ class Teacher:
             FloatingPointError: they are not finite; names the images.
         """
         with torch.autocast(batch.image.device.type, self.dtype, enabled=self.dtype is not None):
-            outputs = self.network(batch.image, features)
+            outputs: Outputs = self.asked(batch.image, features)
         if not outputs.logits.isfinite().all():
             raise FloatingPointError(f"the teacher's logits are not finite on {', '.join(batch.names)}")
         return outputs

@@ -24,6 +24,7 @@ from distill.models.network import Network
 from distill.storage import writing
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all
+from distill.training.ensemble import Ensemble
 from distill.training.teacher import Teacher
 
 NOTICEABLE = 0.01  # nats of divergence that keeping the teacher's answers may cost without a word
@@ -44,6 +45,11 @@ def decide(config: Config, splits: Splits, features: Collection[str], images: in
     """
     wanted, learned = config.teacher.cache.enabled, learned_from(splits)
     hindrance = ""
+    if features and config.teacher.is_ensemble:
+        what = "teacher.more" if config.teacher.more else "teacher.tta"
+        raise ConfigError(
+            f"{what}: a loss needs feature maps ({', '.join(features)}), and averages have none; drop one"
+        )
     if features:
         hindrance = f"a loss needs its feature maps ({', '.join(features)}), which no cache holds"
     elif wanted is not False and varies(learned):
@@ -72,7 +78,7 @@ def varies(dataset: Dataset) -> bool:
     return False
 
 
-def ask(run: Run, network: Network, part: tuple[int, int] | None = None) -> CachedTargets:
+def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = None) -> CachedTargets:
     """The teacher's answers for all images that are learned from; asks for those that are not on disk.
 
     Args:
@@ -95,7 +101,7 @@ def ask(run: Run, network: Network, part: tuple[int, int] | None = None) -> Cach
     on_all(accelerator, cache.open)
     for path in cache.damaged:
         run.say(f"{path}: is damaged; what it held is asked of the teacher again")
-    teacher = Teacher(network, run.precision)
+    teacher = Teacher(network, run.precision)  # type: ignore[arg-type]
     if any(missing_groups(names, cache.entries)):
         announce(run, cache, teacher, dataset, names)
         # Each group by one process; then, where machines have no common disk, by one of each machine what it lacks.
@@ -113,8 +119,11 @@ def ask(run: Run, network: Network, part: tuple[int, int] | None = None) -> Cach
     return CachedTargets(cache, names)
 
 
-def about(network: Network) -> dict[str, Any]:
+def about(network: Network | Ensemble) -> dict[str, Any]:
     """What the answers of a network depend on, by which they are known again: its weights and its input."""
+    if isinstance(network, Ensemble):
+        of_each = [about(one) for one in network.networks]  # type: ignore[arg-type]
+        return {"teachers": of_each, "weights": network.weights, "scales": network.scales, "flip": network.flip}
     return {
         "teacher": fingerprint(network)[:32],
         "architecture": type(network.model).__name__,

@@ -8,11 +8,15 @@ import pytest
 import torch
 from conftest import TINY, flags, start_script, tiny_config
 
+from distill.batch import Outputs
 from distill.cli import cache
-from distill.config.schema import flatten
+from distill.config.parse import load_config
+from distill.config.schema import NetworkConfig, flatten
 from distill.data import Dataset, Splits
 from distill.errors import ConfigError, Stopped
+from distill.models import build
 from distill.pipeline import distil, opened, run_stage
+from distill.training.ensemble import Ensemble
 from distill.training.stage import STUDENT, TEACHER
 from distill.training.teacher import Teacher
 from distill.training.teacher_answers import ask, decide
@@ -198,3 +202,66 @@ def test_many_machines_fill_one_folder(tmp_path, capsys):
         assert "is not of the form 3/16" in capsys.readouterr().err
     assert cache([*flags(TINY | {"output_dir": str(tmp_path / "two")}), "--shard=1/3"]) == 1
     assert "teacher.checkpoint: --shard needs a teacher that is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "unet"])  # upsampled by corners, and not
+def test_an_ensemble_is_the_mean_over_views(architecture):
+    """Of a network that sees single pixels alone every view has the same to say, wherever the image is smooth."""
+    torch.manual_seed(0)
+    network = build(NetworkConfig(arch=architecture, encoder_name="tu-test_resnet"), ["a", "b", "c"]).eval()
+    image = torch.randint(0, 256, (2, 3, 50, 70)).byte()
+    alone = network(image)
+    assert torch.allclose(Ensemble([network])(image).logits, alone.logits.log_softmax(1), atol=1e-5)
+    both = Ensemble([network], flip=True)(image).upsampled().exp()
+    mirrored = network(image.flip(3)).upsampled().softmax(1).flip(3)
+    mean = (alone.upsampled().softmax(1) + mirrored) / 2
+    assert (both - mean).abs().mean() < 0.02  # interpolated as probabilities, not as logits, and at the stride
+
+
+def test_views_lie_where_the_image_does():
+    """A network that gives each pixel's own values: mirrored and resized, they must be at their places."""
+
+    class Identity(torch.nn.Module):
+        def forward(self, image, features=()):
+            size = tuple(image.shape[2:])
+            return Outputs(image.float() / 50, size, size, align_corners=False)
+
+    network = Identity()
+    network.model, network.classes, network.stride, network.mean, network.std = network, ["a", "b", "c"], 1, None, None
+    y, x = torch.meshgrid(torch.arange(40.0), torch.arange(60.0), indexing="ij")
+    image = torch.stack([3 * y, 2 * x, 60 + y - x])[None]
+    views = Ensemble([network], scales=[1.0, 0.5, 1.5], flip=True)(image).logits[..., 4:-4, 4:-4]
+    assert torch.allclose(views, network(image).logits.log_softmax(1)[..., 4:-4, 4:-4], atol=1e-3)
+
+
+def test_several_teachers_teach_through_the_cache_and_without(tmp_path, capsys):
+    distil(tiny_config(tmp_path / "a", **QUICK))
+    distil(tiny_config(tmp_path / "b", seed=1, **QUICK))
+    several = {
+        "teacher__checkpoint": tmp_path / "a",
+        "teacher__more": f'["{tmp_path / "b"}"]',
+        "teacher__weights": "[2, 1]",
+        "teacher__tta__scales": "[0.75, 1]",
+        "teacher__tta__flip": "true",
+    }
+    for name, kept in (("kept", "true"), ("asked", "false")):
+        distil(tiny_config(tmp_path / name, teacher__cache__enabled=kept, **several, **QUICK))
+        assert "2 network(s), 4 view(s) of each image, averaged: mIoU" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"weights \[0\.6.* there, \[0\.5, 0\.5\] here"):
+        shared = {"teacher__cache__dir": tmp_path / "kept" / "teacher_cache"}
+        distil(tiny_config(tmp_path / "c", **several | shared | {"teacher__weights": "[1, 1]"}, **QUICK))
+    with pytest.raises(ConfigError, match=r"teacher\.more: a loss needs feature maps \(decoder\)"):
+        distil(tiny_config(tmp_path / "d", ifvd__weight=1, **several, **QUICK))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher.tta.scales": "[0.5]"}, r"teacher\.tta\.scales: \[0\.5\] must hold 1"),
+        ({"teacher.weights": "[1, 2]"}, r"teacher\.weights: \[1\.0, 2\.0\] must hold 1 numbers"),
+        ({"teacher.cache.max_gb": "0"}, r"teacher\.cache\.max_gb: 0\.0 must be above 0"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=settings)
