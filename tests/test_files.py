@@ -1,5 +1,6 @@
 """The student's files beside the ONNX file: made by a run if asked for, recorded, reported, and not made twice."""
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -35,9 +36,10 @@ pytestmark = pytest.mark.xdist_group("files")  # they share one run, in their or
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(graphs):
-    """Torch's exporter and the proof at large sizes have tests of their own."""
+    """Torch's exporter and the proof at large sizes have tests of their own; latencies are measured in few turns."""
     with pytest.MonkeyPatch.context() as patch:
         quick_exports(graphs, patch.setattr)
+        patch.setattr(artifacts, "benchmark", functools.partial(artifacts.benchmark, repeat=2))
         yield
 
 
