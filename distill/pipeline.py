@@ -33,7 +33,7 @@ from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
 from distill.training.ensemble import Ensemble
-from distill.training.objective import build_objective
+from distill.training.objective import Objective, build_objective
 from distill.training.provenance import (
     RECORD,
     compare_folder,
@@ -46,7 +46,7 @@ from distill.training.provenance import (
 from distill.training.rank_failures import name_failed_ranks
 from distill.training.stage import BASELINE, INT8, STUDENT, TEACHER, Stage
 from distill.training.teacher import CachedTeacher, Teacher, check_teacher
-from distill.training.teacher_answers import ask, decide
+from distill.training.teacher_answers import ask, decide, with_cache
 from distill.training.trainer import Trainer
 
 CHECKED = "checked.json"
@@ -113,8 +113,7 @@ def fill_cache(config: Config, part: tuple[int, int] | None = None, stop: Callab
     if part and not (teacher.checkpoint and cache.dir):
         missing = "teacher.cache.dir" if teacher.checkpoint else "teacher.checkpoint"
         raise ConfigError(f"{missing}: --shard needs a teacher that is there, and one folder for all; set both")
-    wanted = replace(config, teacher=replace(teacher, cache=replace(cache, enabled=True)))
-    with opened(wanted, stop) as run:
+    with opened(with_cache(config, True), stop) as run:
         if part:  # the run's folder is nobody's: other machines are at work with the same settings
             source = from_main(run.accelerator, lambda: str(teacher_folder(run.config)))
             network = load(run, Path(source), run.config.teacher)
@@ -157,9 +156,9 @@ def opened(
             sizes = {"train": len(data.train), "val": len(data.val)}
             run.checked = {"contents": {f"data.{name}_files": f"{size} items" for name, size in sizes.items()}}
         run.config = with_class_weights(config, splits)
-        features = dry_run(run.config, splits.classes, run.own)
+        objective = dry_run(run.config, splits.classes, run.own)
         images = run.global_batch_size * config.student.max_train_steps
-        run.config, online = on_all(accelerator, lambda: decide(run.config, splits, features, images))
+        run.config, online = on_all(accelerator, lambda: decide(run.config, splits, objective, images))
         more = f" ({len(splits.unlabeled)} more without labels)" if splits.unlabeled else ""
         run.say(
             f"{config.folder}: {len(splits.train)} training{more} and {len(splits.val)} validation images, "
@@ -204,11 +203,11 @@ def count_classes(splits: Splits) -> torch.Tensor:
     return counts
 
 
-def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> Objective:
     """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained.
 
     Returns:
-        The feature maps that the student's objective needs.
+        The student's objective.
     """
     networks = {}
     for name, wanted in (("teacher", config.teacher), ("student", config.student)):
@@ -219,10 +218,10 @@ def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = 
             network.try_out(config.data.crop_size)
     teacher, student = networks["teacher"], networks["student"]
     with torch.device("meta"):
-        features = build_objective(config, student, teacher).features
+        objective = build_objective(config, student, teacher)
         if config.baseline.enabled or config.teacher.checkpoint is None:
             build_objective(config, student, None)
-    return features
+    return objective
 
 
 def claim_output_dir(run: Run) -> IO[str]:
@@ -269,6 +268,7 @@ def load_teacher(run: Run) -> Network:
         source = from_main(run.accelerator, lambda: str(teacher_folder(config)))
         network = load(run, Path(source), wanted)
         on_main(run.accelerator, lambda: keep_teacher(run, network))
+    run.remembered["teacher"] = {}
     scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
     run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
     images = run.global_batch_size * wanted.max_train_steps
@@ -374,7 +374,7 @@ def together(run: Run, network: Network) -> Ensemble | None:
         folder = teacher_folder(replace(run.config, teacher=replace(wanted, checkpoint=path)))
         others.append(load(run, folder, wanted))
     asked = Ensemble([network, *others], wanted.tta.scales, wanted.tta.flip, wanted.weights)
-    scores = run.evaluate({"teacher": asked}, "teachers together").scores["teacher"]  # type: ignore[dict-item]
+    scores = run.evaluate({"together": asked}, "teachers together").scores["together"]  # type: ignore[dict-item]
     views, score = len(wanted.tta.scales) * (1 + wanted.tta.flip), 100 * scores.mean_iou
     run.say(f"teacher  {1 + len(others)} network(s), {views} view(s) of each image, averaged: mIoU {score:.2f}")
     return asked

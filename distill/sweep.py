@@ -137,9 +137,9 @@ def sweep(
         return on_main(run.accelerator, lambda: lock(config.folder / "locks" / name))
 
     with pipeline.opened(config, stop) as run:
-        features = []
+        objectives = []
         for trial_config in configs:
-            features.append(pipeline.dry_run(trial_config, run.splits.classes))
+            objectives.append(pipeline.dry_run(trial_config, run.splits.classes))
             if trial_config.data != config.data:
                 check_splits(open_splits(trial_config.data), trial_config.data, run.progress)
         held = take("teacher")
@@ -147,13 +147,13 @@ def sweep(
         if held:
             write_text(config.folder / "config.yaml", dump(run.config))
             held.close()
-        for trial, trial_config, maps in zip(trials, configs, features, strict=True):
+        for trial, trial_config, objective in zip(trials, configs, objectives, strict=True):
             record = config.folder / trial.key / "scores.json"
             same = trial_config.data == config.data
             splits = run.splits if same else open_splits(trial_config.data)
             trial_config = pipeline.with_class_weights(trial_config, splits)
             images = replace(run, config=trial_config).global_batch_size * trial_config.student.max_train_steps
-            trial_config, _ = decide(trial_config, splits, maps, images)
+            trial_config, _ = decide(trial_config, splits, objective, images)
             checked = run.checked if same else {"contents": contents(splits)}
             trial_run = replace(run, config=trial_config, splits=splits, compare=False, checked=checked)
             try:

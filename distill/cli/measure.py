@@ -1,6 +1,9 @@
 """Measures what the README claims.
 
     distill benchmark loss            # KL + cross-entropy: plain PyTorch, by strips, by strips compiled
+    distill benchmark step            # a training step with and without a teacher, and in plain PyTorch
+    distill benchmark loader          # how long a step waits for its images
+    distill benchmark validation      # what scoring costs beside the forward passes
     distill benchmark terms           # what each term adds to a training step
     distill benchmark inference RUN   # how long teacher and student of a run take for an image
     distill benchmark export          # architectures whose ONNX files are right, at all sizes and batches
@@ -25,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill import models
 from distill.batch import UNLABELED, VOID, Batch, Outputs, Target
+from distill.cli import steps
 from distill.config.parse import parse
 from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
 from distill.data import open_splits
@@ -271,6 +275,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "distill benchmark") -> 
     command.add_argument("--arch", nargs="+", default=ARCHITECTURES)
     command.add_argument("--encoder", default="resnet18")
     command.set_defaults(run=export)
-    args = parser.parse_args(argv)
-    args.run(args)
+    steps.add_commands(commands)
+    args, flags = parser.parse_known_args(argv)
+    if hasattr(args, "measure"):
+        steps.measure(args, flags)
+    elif flags:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    else:
+        args.run(args)
     return 0

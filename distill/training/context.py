@@ -31,6 +31,7 @@ class Run:
         compare: score the teacher beside its student at every validation.
         checked: what was found out about the files of the data, to be remembered.
         own: modules handed over in Python, as `teacher` and `student`.
+        remembered: what the teacher, which does not change, predicts of the validation images, once it was asked.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Run:
     compare: bool = True
     checked: dict[str, Any] | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
+    remembered: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, str]:
@@ -109,4 +111,5 @@ class Run:
             accelerator.num_processes,
             lambda counts: accelerator.reduce(counts, "sum"),
             lambda items: self.progress(items, desc=desc, leave=False),
+            self.remembered,
         )

@@ -74,6 +74,11 @@ class Objective(nn.Module):
                 self.terms[name].config = replace(self.terms[name].config, **{setting: value})
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether a term compares with the teacher."""
+        return any(term.needs_teacher for term in self.terms.values())
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Feature maps that the terms want from both networks."""
         return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.features))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,25 +25,26 @@ from distill.storage import writing
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all
 from distill.training.ensemble import Ensemble
+from distill.training.objective import Objective
 from distill.training.teacher import Teacher
 
 NOTICEABLE = 0.01  # nats of divergence that keeping the teacher's answers may cost without a word
 LOOKED_AT = 16  # items of a data set of somebody's own that are read twice, to see whether it augments
 
 
-def decide(config: Config, splits: Splits, features: Collection[str], images: int) -> tuple[Config, str]:
+def decide(config: Config, splits: Splits, objective: Objective, images: int) -> tuple[Config, str]:
     """The settings with `teacher.cache.enabled` decided, and why.
 
     Args:
         config: the settings.
         splits: the data.
-        features: feature maps of the teacher that the objective needs.
+        objective: the student's.
         images: how many the student will see in all its steps.
 
     Raises:
         ConfigError: it is asked for where it cannot be.
     """
-    wanted, learned = config.teacher.cache.enabled, learned_from(splits)
+    wanted, learned, features = config.teacher.cache.enabled, learned_from(splits), objective.features
     hindrance = ""
     if features and config.teacher.is_ensemble:
         what = "teacher.more" if config.teacher.more else "teacher.tta"
@@ -54,13 +55,19 @@ def decide(config: Config, splits: Splits, features: Collection[str], images: in
         hindrance = f"a loss needs its feature maps ({', '.join(features)}), which no cache holds"
     elif wanted is not False and varies(learned):
         hindrance = "the data set gives other pixels each time an item is read"
+    elif not objective.needs_teacher:
+        return with_cache(config, False), ""
     if wanted and hindrance:
         raise ConfigError(f"teacher.cache.enabled: {hindrance}; set it to false, or leave it out")
     if wanted is None and not hindrance and images < len(learned):
         hindrance = f"{images} images are asked for, fewer than there are"
     use = not hindrance if wanted is None else wanted
-    chosen = replace(config, teacher=replace(config.teacher, cache=replace(config.teacher.cache, enabled=use)))
-    return chosen, hindrance or ("" if use else "teacher.cache.enabled is false")
+    return with_cache(config, use), hindrance or ("" if use else "teacher.cache.enabled is false")
+
+
+def with_cache(config: Config, enabled: bool) -> Config:
+    """The settings with the cache on or off."""
+    return replace(config, teacher=replace(config.teacher, cache=replace(config.teacher.cache, enabled=enabled)))
 
 
 def learned_from(splits: Splits) -> Dataset:

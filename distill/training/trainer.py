@@ -169,7 +169,8 @@ class Trainer:
         for i, batch in enumerate(micro_batches, 1):
             with nullcontext() if i == len(micro_batches) else accelerator.no_sync(model):
                 target = Target(batch.mask, labeled, valid, len(micro_batches))
-                loss = model(batch.image, teacher(batch, features) if teacher else None, target, norms)
+                asked = teacher(batch, features) if teacher and self.distiller.objective.needs_teacher else None
+                loss = model(batch.image, asked, target, norms)
                 accelerator.backward(loss.total)
             for name, value in {"loss": loss.total.detach(), **loss.values}.items():
                 logs[name] = logs.get(name, 0) + value

@@ -14,9 +14,11 @@ from distill.config.parse import load_config
 from distill.config.schema import NetworkConfig, flatten
 from distill.data import Dataset, Splits
 from distill.errors import ConfigError, Stopped
+from distill.losses import KD
 from distill.models import build
 from distill.pipeline import distil, opened, run_stage
 from distill.training.ensemble import Ensemble
+from distill.training.objective import Objective
 from distill.training.stage import STUDENT, TEACHER
 from distill.training.teacher import Teacher
 from distill.training.teacher_answers import ask, decide
@@ -157,7 +159,7 @@ def test_data_that_augments_by_itself_is_asked_about_at_every_step(tmp_path):
     config = tiny_config(tmp_path / "run")
     for augments in (False, True):
         splits = Splits(own_data(augments), own_data(False), ["a", "b"], [(0, 0, 0), (1, 1, 1)])
-        decided, why = decide(config, splits, (), 100)
+        decided, why = decide(config, splits, Objective({"kd": KD()}, {"kd": 1.0}), 100)
         assert decided.teacher.cache.enabled is not augments
         assert ("gives other pixels each time" in why) is augments
 
