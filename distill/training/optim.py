@@ -16,7 +16,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups) if config.name == "adamw" else torch.optim.SGD(groups, momentum=0.9)
+    return torch.optim.AdamW(groups, fused=True) if config.name == "adamw" else torch.optim.SGD(groups, momentum=0.9)
 
 
 def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
