@@ -46,7 +46,7 @@ from distill.training.provenance import (
 from distill.training.rank_failures import name_failed_ranks
 from distill.training.stage import BASELINE, INT8, STUDENT, TEACHER, Stage
 from distill.training.teacher import CachedTeacher, Teacher, check_teacher
-from distill.training.teacher_answers import ask, decide, with_cache
+from distill.training.teacher_answers import CACHE, ask, decide, with_cache
 from distill.training.trainer import Trainer
 
 CHECKED = "checked.json"
@@ -288,6 +288,7 @@ def keep_teacher(run: Run, network: Network) -> None:
     if changed := compare_teacher(run):
         run.say(f"teacher: another than before, as allow_change says ({', '.join(changed)})")
         shutil.rmtree(folder)
+        shutil.rmtree(run.config.folder / CACHE, ignore_errors=True)  # its answers
     if not (folder / RECORD).is_file():
         source = "handed over" if "teacher" in run.own else str(teacher_folder(run.config))
         publish_stage(run, TEACHER, network, settings, {"source": source})

@@ -28,6 +28,7 @@ from distill.training.ensemble import Ensemble
 from distill.training.objective import Objective
 from distill.training.teacher import Teacher
 
+CACHE = "teacher_cache"  # in the folder of a run
 NOTICEABLE = 0.01  # nats of divergence that keeping the teacher's answers may cost without a word
 LOOKED_AT = 16  # items of a data set of somebody's own that are read twice, to see whether it augments
 
@@ -102,7 +103,7 @@ def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = No
     config, accelerator, wanted = run.config, run.accelerator, run.config.teacher.cache
     dataset = learned_from(run.splits)
     names = from_main(accelerator, lambda: known_by(dataset, config.data.image_size))
-    folder = Path(wanted.dir) if wanted.dir else config.folder / "teacher_cache"
+    folder = Path(wanted.dir) if wanted.dir else config.folder / CACHE
     made_with = from_main(accelerator, lambda: about(network)) | {"precision": accelerator.mixed_precision}
     cache = TeacherCache(folder, made_with, len(run.splits.classes), wanted.dtype)
     on_all(accelerator, cache.open)

@@ -196,6 +196,9 @@ def prepare(folder: Path, stands: str) -> None:
     teacher = models.build(wanted, CAMVID_CLASSES)
     models.save(teacher, folder / "teacher")
     save_preprocessing(folder / "teacher", wanted.mean, wanted.std, teacher.stride)
+    if stands == IN_STUDENT:  # so that what it is stopped in is the training
+        with stopping(None):
+            pipeline.fill_cache(settings_of(folder, stands))
     with stopping(STANDS[stands]):
         code = main(settings_of(folder, stands))
     assert code == (cli.EXIT_STOPPED if STANDS[stands] else 0)
