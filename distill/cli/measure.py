@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -278,7 +279,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "distill benchmark") -> 
     steps.add_commands(commands)
     args, flags = parser.parse_known_args(argv)
     if hasattr(args, "measure"):
-        steps.measure(args, flags)
+        steps.measure(args, flags, sys.argv[1:] if argv is None else argv)
     elif flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     else:

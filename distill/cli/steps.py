@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import shlex
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from distill import models
 from distill.batch import UNLABELED, VOID, Batch
 from distill.config.parse import read_flags
 from distill.config.schema import Config
-from distill.data import CachedTargets
+from distill.data import CachedTargets, val_batches
 from distill.pipeline import opened
 from distill.storage import write_json
 from distill.training.context import Run
@@ -125,8 +124,7 @@ def targets_of(run: Run) -> tuple[models.Network, CachedTargets]:
 def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     """Medians of all contenders, and their ratios."""
     with run_of(flags) as run:
-        device, teacher_and_targets = run.accelerator.device, targets_of(run)
-        teacher, targets = teacher_and_targets
+        device, (teacher, targets) = run.accelerator.device, targets_of(run)
         batch = next(run.train_batches(0, unlabeled=False, targets=targets)).to(device)
         online = Teacher(teacher, run.precision)
         steps: dict[str, Step] = {
@@ -147,7 +145,7 @@ def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {'×'.join(map(str, shape))}")
     for name, value in median.items():
         ratios = f"{value / floor:5.2f} × labels alone  {median[PLAIN] / value:5.2f} × as fast as plain"
-        print(f"  {name:28} {1e3 * value:8.1f} ms  {ratios}")
+        print(f"  {name:30} {1e3 * value:8.1f} ms  {ratios}")
     return {"shape": shape, "threads": torch.get_num_threads(), "torch": torch.__version__, "seconds": times}
 
 
@@ -180,7 +178,8 @@ def validation(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
             models.build(n, run.splits.classes).to(run.accelerator.device).eval()
             for n in (run.config.teacher, run.config.student)
         )
-        images = [batch.to(run.accelerator.device) for batch in batches_of(run)]
+        size = run.config.per_device_eval_batch_size
+        images = [batch.to(run.accelerator.device) for _, batch in val_batches(run.splits.val, size, 0, 1)]
 
         @torch.no_grad()
         def forward(*networks: models.Network) -> None:
@@ -206,16 +205,8 @@ def validation(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     median = {name: statistics.median(values) for name, values in times.items()}
     names = list(median)
     for base, name in (names[:2], names[2:]):
-        print(f"  {name:28} {1e3 * median[name]:8.1f} ms  {median[name] / median[base]:5.2f} × {base}")
+        print(f"  {name:30} {1e3 * median[name]:8.1f} ms  {median[name] / median[base]:5.2f} × {base}")
     return {"seconds": times}
-
-
-def batches_of(run: Run) -> Iterator[Batch]:
-    """The validation images."""
-    from distill.data import val_batches
-
-    for _, batch in val_batches(run.splits.val, run.config.per_device_eval_batch_size, 0, 1):
-        yield batch
 
 
 MEASURES: dict[str, tuple[Callable[[argparse.Namespace, list[str]], dict[str, Any]], str]] = {
@@ -237,12 +228,11 @@ def add_commands(commands: Any) -> None:
             command.add_argument("--compile", action="store_true", help="also with the loss compiled")
         if name == "loader":
             command.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-        command.set_defaults(measure=measure, command=["distill", "benchmark", *(sys.argv[1:] or [name])])
+        command.set_defaults(measure=measure)
 
 
-def measure(args: argparse.Namespace, flags: list[str]) -> None:
-    """Measures, and writes what was found with the command that found it."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+def measure(args: argparse.Namespace, flags: list[str], command: Sequence[str]) -> None:
+    """Measures, and writes what was found with the arguments of the command that found it."""
     found = args.measure(args, flags)
     if args.output:
-        write_json(args.output, {"command": " ".join(args.command), **found})
+        write_json(args.output, {"command": shlex.join(["distill", "benchmark", *command]), **found})

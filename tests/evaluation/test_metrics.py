@@ -84,3 +84,14 @@ def test_training_mode_is_given_back():
     network = Brightness(5).train()
     evaluate({"student": network}, made_up(1), 1, "cpu")
     assert network.training
+
+
+def test_what_is_remembered_is_not_asked_again_and_scores_alike(monkeypatch):
+    networks, data = {"student": Brightness(5), "teacher": Brightness(5)}, made_up(5)
+    asked, memory = evaluate(networks, data, 2, "cpu"), {"teacher": {}}
+    for _ in range(2):
+        known = evaluate(networks, data, 2, "cpu", remembered=memory)
+        assert known.agreement == asked.agreement
+        assert torch.equal(known.scores["teacher"].matrix, asked.scores["teacher"].matrix)
+        monkeypatch.setattr(networks["teacher"], "forward", None)
+    assert sorted(memory["teacher"]) == [0, 1, 2, 3, 4]
