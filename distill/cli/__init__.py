@@ -165,7 +165,7 @@ def exit_code(action: Callable[[Stop], Any]) -> int:
         found = action(stop_on_signal())
     except (ConfigError, ExportError, FloatingPointError, OSError) as error:
         # What a worker raised comes with its traceback; the last line is ours.
-        text = str(error).strip()
+        text = str(error).strip() or repr(error)
         if "Traceback" in text:
             text = text.splitlines()[-1].split("Error: ")[-1]
         last_line(f"distill: error: {text}")

@@ -223,7 +223,7 @@ class StudentConfig(NetworkConfig):
     options: dict[str, Any] = field(
         default_factory=lambda: {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}
     )
-    max_train_steps: int = 500
+    max_train_steps: int = 800
     learning_rate: float = 3e-3
 
 

@@ -23,7 +23,7 @@ from distill.batch import Outputs
 from distill.data.codec import CacheDtype, Codec
 from distill.data.contents import content_hash
 from distill.data.datasets import Dataset
-from distill.data.positions import MapGeometry, interpolation_of, source_positions
+from distill.data.pixel_positions import MapGeometry, interpolation_of, source_positions
 from distill.errors import ConfigError
 from distill.storage import sync, writing
 
@@ -226,7 +226,7 @@ class CachedTargets:
 
         Args:
             index: of the image.
-            moved: where the crop comes from: the transformed image of coordinates (see `positions.coordinates`).
+            moved: where the crop comes from: the transformed image of coordinates (see `pixel_positions.coordinates`).
 
         Returns:
             Float16 `[C, h, w]`, relative to the largest of each cell of the map.

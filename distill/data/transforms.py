@@ -46,8 +46,8 @@ Transform = Callable[..., tuple[np.ndarray, ...]]
 def build_transform(config: DataConfig) -> Transform:
     """The training transform `(image [H, W, 3], mask [H, W], key) -> (image, mask)`, a pure function of its arguments.
 
-    With `coordinates` (see `distill.data.positions`) given after the key, it returns them as well: moved as the image
-    is, its colors aside.
+    With `coordinates` (see `distill.data.pixel_positions`) given after the key, it returns them as well: moved as the
+    image is, its colors aside.
 
     Raises:
         ConfigError: an unknown transform or argument in `data.augmentations`.

@@ -1,4 +1,4 @@
-"""Networks by name: the only package that knows segmentation_models_pytorch and timm."""
+"""Networks by name: the only package that knows segmentation_models_pytorch."""
 
 from distill.models.network import (
     FIXED_SIZE,

@@ -1,7 +1,7 @@
 """Networks by name (segmentation_models_pytorch with its own or timm's encoders): build, run, load, save.
 
 Each network normalizes and pads its input by itself, so teacher and student may differ in both, and training,
-scoring and the exported file share one forward pass. Only this module knows SMP.
+scoring and the exported file share one forward pass.
 """
 
 from __future__ import annotations
@@ -244,7 +244,10 @@ def _smp_network(folder: Path, config: dict[str, Any]) -> Any:
     hook = register_module_parameter_registration_hook(stop)
     try:
         with torch.device("meta"), _LinspaceOnCpu():
-            count = sum(parameter.numel() for parameter in known[name](**arguments).parameters())
+            model = known[name](**arguments)
+            if config.get("encoder_depth", DEPTH) < DEPTH:
+                cut(model)
+            count = count_parameters(model)
     finally:
         hook.remove()
     if count > (folder / "model.safetensors").stat().st_size:

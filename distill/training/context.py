@@ -13,7 +13,7 @@ from tqdm import tqdm
 from distill.batch import Batch
 from distill.config.schema import Config
 from distill.data import CachedTargets, Splits, build_transform, train_batches
-from distill.data.loader import StepSampler
+from distill.data.sampler import StepSampler
 from distill.errors import printable
 from distill.evaluation.scores import Evaluation, evaluate
 from distill.models.network import Network

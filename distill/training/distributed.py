@@ -194,7 +194,7 @@ def _beating(key: str) -> Iterator[None]:
 
     A second process group with hours of patience would be shorter, but name a process that is stuck only after hours.
     """
-    store, done = launcher_store(), threading.Event()
+    store, done = launcher_store(tries=5), threading.Event()
 
     def beat() -> None:
         for count in itertools.count():
@@ -214,7 +214,7 @@ def _beating(key: str) -> Iterator[None]:
 
 def _wait_for(rank: int, key: str, accelerator: Accelerator) -> None:
     """Returns when a process is done, however long that takes, unless nothing is heard of it for `timeout_seconds`."""
-    store, last, heard = launcher_store(), b"", time.monotonic()
+    store, last, heard = launcher_store(tries=5), b"", time.monotonic()
     seconds = accelerator.init_handler.timeout.total_seconds()
     while last != DONE.encode():
         beat = store.get(key) if store.check([key]) else b""

@@ -76,18 +76,25 @@ def failed_ranks(waited: bool) -> tuple[list[int], bool]:
     return lost, waited
 
 
-def launcher_store() -> TCPStore:
-    """A line of its own to what the processes met at; raises OSError if nobody answers there."""
+def launcher_store(tries: int = 1) -> TCPStore:
+    """A line of its own to what the processes met at.
+
+    Args:
+        tries: how often `ANSWER_SECONDS` are waited: a machine that is busy may be slow, and not stuck.
+
+    Raises:
+        OSError: nobody answers there.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     socket.create_connection((host, port), ANSWER_SECONDS).close()  # where this fails, torch would print a page
     found: list[TCPStore] = []
 
     def connect() -> None:
-        found.append(TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS)))
+        found.append(TCPStore(host, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS * tries)))
 
     thread = threading.Thread(target=connect, daemon=True)  # it waits for a stopped process without limit
     thread.start()
-    thread.join(ANSWER_SECONDS)
+    thread.join(ANSWER_SECONDS * tries)
     if not found:
-        raise TimeoutError
+        raise TimeoutError(f"the store at {host}:{port} did not answer in {ANSWER_SECONDS * tries} s")
     return found[0]

@@ -16,7 +16,7 @@ from distill.batch import Batch, Outputs
 from distill.config.schema import Config
 from distill.data import CachedTargets, Dataset, Splits, TeacherCache, known_by, missing_groups, pixel_hash
 from distill.data.loader import collate
-from distill.data.positions import MapGeometry
+from distill.data.pixel_positions import MapGeometry
 from distill.errors import ConfigError, Stopped
 from distill.losses.pixel import divergence, soften
 from distill.models import fingerprint
@@ -110,7 +110,9 @@ def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = No
     for path in cache.damaged:
         run.say(f"{path}: is damaged; what it held is asked of the teacher again")
     teacher = Teacher(network, run.precision)  # type: ignore[arg-type]
-    if any(missing_groups(names, cache.entries)):
+    # Machines without a common disk may lack different ones, but must take part in the same exchanges.
+    lacking = torch.tensor([any(missing_groups(names, cache.entries))], device=accelerator.device)
+    if accelerator.gather(lacking).any():
         announce(run, cache, teacher, dataset, names)
         # Each group by one process; then, where machines have no common disk, by one of each machine what it lacks.
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -152,6 +154,8 @@ def announce(run: Run, cache: TeacherCache, teacher: Teacher, dataset: Dataset, 
 
     def measure() -> tuple[int, int]:
         indices = [index for _, group in missing_groups(names, cache.entries) for index in group]
+        if not indices:  # it is another machine that lacks some
+            return 0, 0
         first = indices[0]
         stored, _, lost = encoded(cache, teacher, dataset, first, run.config.kd.temperature)
         cells = np.prod(stored.shape[:2])
@@ -171,12 +175,10 @@ def announce(run: Run, cache: TeacherCache, teacher: Teacher, dataset: Dataset, 
                 f"GB, more than {wanted.max_gb:g}; set it higher, or teacher.cache.enabled false"
             )
         with writing(cache.folder, missing):
-            cache.begin()
-        return len(indices), missing
+            return len(indices), missing
 
     count, size = from_main(run.accelerator, measure)
-    if run.accelerator.is_local_main_process and not run.accelerator.is_main_process:
-        cache.begin()
+    on_all(run.accelerator, cache.begin if run.accelerator.is_local_main_process else lambda: None)
     run.say(f"teacher  is asked once for each of {count} images: about {size / 1e6:.1f} MB in {cache.folder}")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from distill.batch import UNLABELED, VOID
 from distill.config.schema import DataConfig
 from distill.data import build_transform, check_splits, open_splits, save_preprocessing, train_batches, val_batches
-from distill.data.loader import StepSampler
+from distill.data.sampler import StepSampler
 from distill.data.transforms import resize_labels
 from distill.errors import ConfigError
 

@@ -14,7 +14,7 @@ from distill.batch import VOID
 from distill.config.schema import DataConfig
 from distill.data import CachedTargets, TeacherCache, build_transform, missing_groups
 from distill.data.codec import Codec
-from distill.data.positions import MapGeometry, coordinates, interpolation_of, source_positions
+from distill.data.pixel_positions import MapGeometry, coordinates, interpolation_of, source_positions
 from distill.errors import ConfigError
 
 sys.path.append(str(ROOT / "tests" / "faults"))

@@ -218,7 +218,7 @@ GUARDS = [
         "mask % classes",
         "tests/evaluation/test_metrics.py",
     ),
-    Guard("order from seed and epoch", "data/loader.py", "[self.seed, epoch, which]", "[self.seed, which]", DATA),
+    Guard("order from seed and epoch", "data/sampler.py", "[self.seed, epoch, which]", "[self.seed, which]", DATA),
     Guard(
         "augmentation from its key",
         "data/transforms.py",

@@ -82,7 +82,7 @@ def same_bits(folder: Path, launcher: str, settings: dict[str, Any], stop: bool)
             machines.kill()
         machines = Machines(folder, launcher, settings)
     if any(codes := machines.wait()):
-        return f"exit codes {codes}: {machines.printed(0)[-300:]} {machines.printed(1)[-300:]}"
+        return f"exit codes {codes}: {machines.printed(0)[-3000:]} {machines.printed(1)[-3000:]}"
     if digests(folder / "0" / "run") != digests(folder / "whole"):
         return "other bits than on one machine"
     if stop and "resumes from step" not in machines.printed(0):

@@ -89,7 +89,7 @@ def test_stages_behind_the_depth_are_gone_and_the_output_stays(tmp_path, encoder
     torch.manual_seed(1)
     whole = smp.create_model("unet", encoder, encoder_weights=None, classes=3, **options).eval()
     image = torch.randn(1, 3, 64, 64)
-    assert torch.equal(network.model(image), whole(image))
+    assert torch.allclose(network.model(image), whole(image), atol=1e-5)  # in another memory format
     assert models.count_parameters(network.model.encoder) < 0.5 * models.count_parameters(whole.encoder)
     assert not models.freeze_unused(network, (64, 64))
     models.save(network, tmp_path)
