@@ -23,6 +23,8 @@ def cut(model: Any) -> None:
     SMP's and timm's encoders build, save and often run all their stages, whatever depth was asked for.
     """
     encoder, training = model.encoder, model.training
+    if not hasattr(encoder, "_in_channels"):  # vision transformers, which have no stages of several sizes
+        return
     model.eval()  # so that the dry run leaves BatchNorm statistics alone
     maps = [feature for feature in encoder(torch.zeros(1, encoder._in_channels, 64, 64)) if feature.requires_grad]
     parameters = [p for p in encoder.parameters() if p.requires_grad]
