@@ -67,3 +67,6 @@ def test_a_wrong_command_is_one_line(capsys):
     ]
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
+    capsys.readouterr()
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("distill 0.")

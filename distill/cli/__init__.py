@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import ConfigError, ExportError, Stopped, say
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"distill {version('distill')}")
+        return 0
     if arguments[0] not in COMMANDS:
         say(f"distill: error: {arguments[0]!r} is not one of {', '.join(COMMANDS)}; see distill --help", sys.stderr)
         return 2
