@@ -98,15 +98,19 @@ class TeacherCache:
         self.entries: dict[str, Entry] = {}
         self.damaged: list[Path] = []
 
-    def open(self) -> TeacherCache:
-        """Reads what is there, every byte of it; returns itself."""
+    def open(self, verify: bool = True) -> TeacherCache:
+        """Finds what is there; returns itself.
+
+        Args:
+            verify: read every byte of it, so that damage is found before a map is needed.
+        """
         self.compare()
         self.entries.clear()
         self.damaged.clear()
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             try:
                 found = self._entries_of(path)
-                for entry in found.values():
+                for entry in found.values() if verify else ():
                     entry.read()
                 self.entries |= found
             except (ConfigError, ValueError, KeyError, TypeError):

@@ -32,6 +32,8 @@ def settings_of_stage(
     settings = {k: v for k, v in flat.items() if k not in left_out and not k.startswith(stage.irrelevant)}
     if (file := stage.network(config).weights_file) and f"{stage.section}.encoder_weights" in settings:
         settings[f"{stage.section}.encoder_weights"] = f"sha256 {sha256(file)[:16]}" if file.is_file() else str(file)
+    if config.teacher.more and "teacher.more" in settings:
+        settings["teacher.more"] = [_known_again(config, path) for path in config.teacher.more]
     global_batch_size = processes * config.per_device_train_batch_size * config.gradient_accumulation_steps
     return settings | {"global_batch_size": global_batch_size}
 
@@ -48,6 +50,13 @@ def teacher_folder(config: Config) -> Path:
         return config.folder / "teacher"
     path = Path(config.teacher.checkpoint)
     return path / "teacher" if (path / "teacher").is_dir() else path
+
+
+def _known_again(config: Config, path: str) -> str:
+    """By what a further teacher is known again: its weights, and what its folder says beside them."""
+    folder = teacher_folder(replace(config, teacher=replace(config.teacher, checkpoint=path)))
+    weights = folder / "model.safetensors"
+    return f"sha256 {sha256(weights)[:16]} {network_files(folder)}" if weights.is_file() else path
 
 
 def compare_folder(

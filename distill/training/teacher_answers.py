@@ -123,7 +123,7 @@ def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = No
             stopped = on_all(accelerator, partial(fill, run, cache, teacher, dataset, names, groups))
             if any(accelerator.gather(torch.tensor([stopped], device=accelerator.device)).tolist()):
                 raise Stopped("stopped while the teacher was asked; rerun the same command to resume")
-            on_all(accelerator, cache.open)
+            on_all(accelerator, partial(cache.open, verify=False))
     size = sum(np.prod(entry.shape) for entry in cache.entries.values()) / 1e6
     run.say(f"teacher  asked once for {len(set(names) & cache.entries.keys())} images: {size:.1f} MB in {folder}")
     return CachedTargets(cache, names)

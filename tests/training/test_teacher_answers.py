@@ -252,6 +252,10 @@ def test_several_teachers_teach_through_the_cache_and_without(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"weights \[0\.6.* there, \[0\.5, 0\.5\] here"):
         shared = {"teacher__cache__dir": tmp_path / "kept" / "teacher_cache"}
         distil(tiny_config(tmp_path / "c", **several | shared | {"teacher__weights": "[1, 1]"}, **QUICK))
+    weights_of_b = tmp_path / "b" / "teacher" / "model.safetensors"
+    shutil.copy(tmp_path / "a" / "teacher" / "model.safetensors", weights_of_b)
+    with pytest.raises(ConfigError, match=r"asked/student: was made with other settings \(teacher\.more "):
+        distil(tiny_config(tmp_path / "asked", teacher__cache__enabled="false", **several, **QUICK))
     with pytest.raises(ConfigError, match=r"teacher\.more: a loss needs feature maps \(decoder\)"):
         distil(tiny_config(tmp_path / "d", ifvd__weight=1, **several, **QUICK))
 
@@ -267,3 +271,13 @@ def test_several_teachers_teach_through_the_cache_and_without(tmp_path, capsys):
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         load_config(overrides=settings)
+
+
+def test_other_pixels_than_the_teacher_saw_are_refused(tmp_path):
+    with opened(tiny_config(tmp_path / "run", **QUICK)) as run:
+        run.splits.train = own_data(False)
+        targets = ask(run, build(run.config.teacher, run.splits.classes).eval())
+        assert next(run.train_batches(0, unlabeled=False, targets=targets)).teacher is not None
+        run.splits.train = own_data(True)
+        with pytest.raises(ConfigError, match=r"own \d: has other pixels than when the teacher was asked"):
+            next(run.train_batches(0, unlabeled=False, targets=targets))
