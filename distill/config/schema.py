@@ -109,6 +109,8 @@ class NetworkConfig(Settings):
         encoder_weights: pretrained encoder weights: null (from scratch), a name such as `imagenet` (downloaded), or a
             `.safetensors` file with timm's names.
         options: further arguments of the architecture, such as `{decoder_pyramid_channels: 64}`.
+        head: `softmax`, a channel for each class; or `sigmoid`, one channel for two classes, which says how likely
+            each pixel is of the second. Either kind can teach the other.
         mean: mean of the RGB channels (images in 0 to 1) that the network's input is normalized with.
         std: standard deviation likewise.
         max_train_steps: optimizer steps.
@@ -119,6 +121,7 @@ class NetworkConfig(Settings):
     encoder_name: str = "resnet18"
     encoder_weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    head: Literal["softmax", "sigmoid"] = "softmax"
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     max_train_steps: int = 400

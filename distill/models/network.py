@@ -55,7 +55,8 @@ class Network(nn.Module):
     """An SMP network that takes raw images.
 
     Args:
-        model: the SMP network.
+        model: the SMP network, with a channel for each class; or with one for two classes, a logit z that stands for
+            the logits `[0, z]`.
         classes: class names in the order of their ids.
         mean: mean of the RGB channels of images in 0 to 1.
         std: standard deviation likewise.
@@ -121,7 +122,7 @@ class Network(nn.Module):
         if isinstance(self.model, smp.DPT):
             if features:
                 raise ConfigError(f"arch dpt: has no feature maps {', '.join(features)}; use terms on logits only")
-            return Outputs(self.model(x), (height, width), padded_size)
+            return Outputs(class_logits(self.model(x)), (height, width), padded_size)
         stages = self.model.encoder(x)
         decoded = self.model.decoder(stages)
         convolution, upsampling, _ = self.model.segmentation_head  # the third would turn logits into probabilities
@@ -129,7 +130,7 @@ class Network(nn.Module):
         if missing := [name for name in features if name not in maps]:
             raise ConfigError(f"feature map {missing[0]!r}: the network has {', '.join(maps)}")
         return Outputs(
-            convolution(decoded),
+            class_logits(convolution(decoded)),
             (height, width),
             padded_size,
             getattr(upsampling, "align_corners", True),
@@ -143,12 +144,36 @@ class Network(nn.Module):
         (folder / "README.md").unlink(missing_ok=True)
 
 
+def class_logits(logits: Tensor) -> Tensor:
+    """A logit for each class, `[N, C, h, w]`, of a head's channels.
+
+    A head of one channel z, made for a sigmoid, gives the logits `[0, z]` of two classes: softmax of these is the
+    sigmoid of z, so every loss and metric means the same for both kinds of head. A softmax over z alone would be 1
+    everywhere, and its divergence from any teacher 0.
+    """
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
+
+
+def head_channels(head: str, classes: Sequence[str]) -> int:
+    """Channels of a network's head.
+
+    Raises:
+        ConfigError: a sigmoid for other than two classes.
+    """
+    if head == "softmax":
+        return len(classes)
+    if len(classes) != 2:
+        raise ConfigError(f"head: sigmoid decides between two classes, here are {len(classes)}; set softmax")
+    return 1
+
+
 def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
     """A new network.
 
     Raises:
         ConfigError: unknown architecture, encoder or option, or weights that could not be downloaded.
     """
+    channels = head_channels(network.head, classes)
     known = list(smp.MODEL_ARCHITECTURES_MAPPING)
     if network.arch.lower() not in known:
         raise ConfigError(f"arch: {network.arch!r} is not one of {', '.join(known)}")
@@ -157,7 +182,7 @@ def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
             network.arch,
             encoder_name=network.encoder_name,
             encoder_weights=None if network.weights_file else network.encoder_weights,
-            classes=len(classes),
+            classes=channels,
             **network.options,
         )
     except Exception as error:  # whatever SMP, timm or the hub raise, the cause is one of these settings
@@ -198,15 +223,17 @@ def load(folder: Path, classes: Sequence[str] | None, mean: Sequence[float], std
     """
     config, found, normalization = read_config(folder), read_classes(folder), read_normalization(folder)
     count = config["classes"]
-    wanted = classes or found or [f"class {i}" for i in range(count)]
-    if count == 1 and (classes is None or len(wanted) > 1):
+    if found is not None and count == len(found) == 1:  # the only name is that of the yes
+        found = ["background", *found]
+    wanted = classes or found or [f"class {i}" for i in range(max(count, 2))]
+    if count == 1 and len(wanted) != 2:
         raise ConfigError(
-            f"{folder}: predicts one class (config.json: classes 1), a yes or no for each pixel; expected a network "
-            f"with one output for each of two or more classes, the background being one of them"
+            f"{folder}: predicts one class (config.json: classes 1), a yes or no for each pixel, and so tells two "
+            f"classes apart, background and it; but the data has {len(wanted)}"
         )
     if found is not None and found != list(wanted):
         raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(wanted)}")
-    if count != len(wanted):
+    if count not in (1, len(wanted)):
         source = "the data" if classes else "id2label.json"
         raise ConfigError(f"{folder}: predicts {count} classes, but {source} has {len(wanted)}")
     if count > MAX_CLASSES:

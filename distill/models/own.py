@@ -17,7 +17,7 @@ from distill.batch import Outputs
 from distill.config.schema import OWN, NetworkConfig
 from distill.errors import ConfigError
 from distill.models import network as named
-from distill.models.network import Network
+from distill.models.network import Network, class_logits
 from distill.models.smp_files import read_classes, read_normalization, read_object
 
 OPTIONS = {"stride": 32, "align_corners": False}
@@ -28,7 +28,8 @@ class OwnNetwork(Network):
 
     Args:
         model: takes normalized float images `[N, 3, H, W]`, whose sizes are multiples of the stride, and gives logits
-            `[N, C, h, w]`: a tensor, the first of several, or as `out` or `logits` of a dict or an object.
+            `[N, C, h, w]`, or one for two classes (see `class_logits`): a tensor, the first of several, or as `out` or
+            `logits` of a dict or an object.
         classes: class names in the order of their ids.
         mean: mean of the RGB channels of images in 0 to 1.
         std: standard deviation likewise.
@@ -71,6 +72,8 @@ class OwnNetwork(Network):
         if features:
             raise ConfigError(f"{self.kind}: is a network of your own, which gives no feature map {features[0]}")
         logits = _logits(self.model(x.contiguous()))
+        if isinstance(logits, Tensor) and logits.ndim == 4 and len(self.classes) == 2:
+            logits = class_logits(logits)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(self.classes):
             found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"{type(logits).__name__}"
             expected = f"logits [N, {len(self.classes)}, h, w], one channel for each of the classes"
