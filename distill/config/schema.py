@@ -103,8 +103,8 @@ class NetworkConfig(Settings):
     """A network by the names of segmentation_models_pytorch, and how long it is trained.
 
     Args:
-        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …; `own` in Python only, for a network
-            that is handed over.
+        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …; `fcn`, or `cnn`, which is plain and has no
+            encoder of others; `own` in Python only, for a network that is handed over.
         encoder_name: encoder: any of SMP's, or any of timm's as `tu-<name>`.
         encoder_weights: pretrained encoder weights: null (from scratch), a name such as `imagenet` (downloaded), or a
             `.safetensors` file with timm's names.

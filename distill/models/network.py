@@ -29,11 +29,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.batch import MAX_CLASSES, Outputs
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
+from distill.models.classic import CNN, FCN
 from distill.models.encoder import cut, load_encoder_weights
 from distill.models.smp_files import read_classes, read_config, read_normalization
 
 # Architectures whose pooling turns the traced image size into a constant: exported for one size only.
 FIXED_SIZE = ("pspnet", "upernet")
+ARCHITECTURES = smp.MODEL_ARCHITECTURES_MAPPING | {"fcn": FCN, "cnn": CNN}
 DEPTH = 5  # of SMP's encoders, unless options.encoder_depth says less
 
 
@@ -174,12 +176,10 @@ def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
         ConfigError: unknown architecture, encoder or option, or weights that could not be downloaded.
     """
     channels = head_channels(network.head, classes)
-    known = list(smp.MODEL_ARCHITECTURES_MAPPING)
-    if network.arch.lower() not in known:
-        raise ConfigError(f"arch: {network.arch!r} is not one of {', '.join(known)}")
+    if network.arch.lower() not in ARCHITECTURES:
+        raise ConfigError(f"arch: {network.arch!r} is not one of {', '.join(ARCHITECTURES)}")
     try:
-        model = smp.create_model(
-            network.arch,
+        model = ARCHITECTURES[network.arch.lower()](
             encoder_name=network.encoder_name,
             encoder_weights=None if network.weights_file else network.encoder_weights,
             classes=channels,
@@ -257,7 +257,7 @@ class _LinspaceOnCpu(TorchFunctionMode):
 def _smp_network(folder: Path, config: dict[str, Any]) -> Any:
     """SMP's own loading, of its architectures alone; fetches nothing, builds nothing larger than the weights."""
     arguments = {name: value for name, value in config.items() if name != "_model_class"} | {"encoder_weights": None}
-    known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    known = {cls.__name__: cls for cls in ARCHITECTURES.values()}
     if (name := config["_model_class"]) not in known:
         raise ValueError(f"config.json: _model_class {name!r} is not one of {', '.join(known)}")
     with safe_open(folder / "model.safetensors", "pt") as weights:

@@ -29,7 +29,7 @@ def images(height: int, width: int, count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("arch", ["unet", "fpn", "linknet", "deeplabv3plus", "pspnet", "upernet", "pan"])
+@pytest.mark.parametrize("arch", ["unet", "fpn", "linknet", "deeplabv3plus", "pspnet", "upernet", "pan", "fcn", "cnn"])
 def test_forward_is_smps_on_the_normalized_and_padded_image(arch):
     encoder = "resnet18" if arch in ("deeplabv3plus", "pan", "upernet") else "tu-test_resnet"
     ours, image = network(arch, encoder), images(50, 70)
@@ -263,7 +263,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(smp, "create_model", offline)
+    monkeypatch.setitem(models.network.ARCHITECTURES, "fpn", offline)
     with pytest.raises(
         ConfigError, match=r"encoder_weights: 'imagenet'.*no route to host.*set encoder_weights to null"
     ):
