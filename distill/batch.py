@@ -23,7 +23,8 @@ class Batch:
     """Images with their labels.
 
     Attributes:
-        image: RGB, uint8 `[N, 3, H, W]`, 0 to 255. Each network normalizes it by itself.
+        image: RGB, uint8 `[N, 3, H, W]`, 0 to 255; or `[N, C, H, W]` of other channels, uint8, or float32 in the
+            images' own units if they are deeper than 8 bits. Each network normalizes it by itself.
         mask: uint8 `[N, H, W]`: class ids, `VOID` or `UNLABELED`.
         names: one file name (or other identity) an image, for messages.
         teacher: what a teacher that was asked before said of these crops, logits `[N, C, h, w]` at its stride, if one

@@ -23,16 +23,38 @@ class DataConfig(Settings):
     """Images and masks.
 
     Args:
-        format: `synthetic` (drawn scenes, no files), `camvid` (`train/`, `trainannot/`, `val/`, `valannot/`) or
-            `folders` (any two folders a split, matched by stem); `own` in Python only, where data sets are handed over.
+        format: `synthetic` (drawn scenes, no files), `folders` (any two folders a split, matched by stem; those of
+            folders below them if they hold none), `csv` (lists of an image and a mask a line), `mmseg`
+            (`img_dir/train`, `ann_dir/train`, …), or a public data set as it is unpacked: `camvid` (`train/`,
+            `trainannot/`, `val/`, `valannot/`; or its 32 classes in colors), `voc`, `cityscapes`, `ade20k`,
+            `coco_stuff`; `own` in Python only, where data sets are handed over.
         root: folder of the data set; relative paths below start here.
+        in_channels: channels of the images; null reads any file of 8 bits as RGB; 1 reads gray (color of 8 bits is made
+            gray); n reads files of n channels. With a number, PNG, TIFF and `.npy` of 16 bits or floats are read as
+            they are, all of one type.
         train_images: format `folders`: folder of the training images.
-        train_masks: format `folders`: folder of the training masks (8-bit PNG, one class id a pixel).
+        train_masks: format `folders`: folder of the training masks (8-bit PNG, one class id a pixel); null for images
+            without labels.
+        train_list: format `csv`: file of the training images.
         unlabeled: folder of images without masks; the student learns from what the teacher says of them.
         unlabeled_share: share of a step's images that come from there, between 0 and 1.
         val_images: format `folders`: folder of the validation images.
-        val_masks: format `folders`: folder of the validation masks.
-        classes: class names in the order of their ids; `camvid` and `synthetic` bring their own.
+        val_masks: format `folders`: folder of the validation masks; null only where `train_masks` is.
+        val_list: format `csv`: file of the validation images.
+        val_fraction: share of the training images, chosen by their names, that is set aside for validation; 0 takes
+            the data set's own.
+        val_group: regular expression that is searched for in an image's name with its folders: images for which its
+            first group (or all that it matches) is the same, such as frames of one video, stay on one side.
+        image_suffix: formats `folders` and `mmseg`: end of an image's name, without `.jpg`, that its mask's lacks.
+        mask_suffix: formats `folders` and `mmseg`: end of a mask's name that its image's lacks, such as `_mask`; both
+            may then lie in one folder.
+        classes: class names in the order of their ids; public data sets and `synthetic` bring their own. A single name
+            is that of the foreground, in masks of 0 and 1.
+        labels: changes of the labels: `{name or value in the masks: name of a class, or ignore}`: merges, renames, and
+            gives values that are not numbers of the list a class, such as `{255: lane}`.
+        mask_colors: format `folders`, `mmseg` and `csv`: masks are pictures, with one `[r, g, b]` a class in the order
+            of `classes`; further colors are void. `palette` takes those of `palette`.
+        reduce_zero_label: label 0 is void, and class ids start at 1.
         palette: one `[r, g, b]` a class for pictures; made up if not given.
         ignore_index: value of void in the mask files; never trained on, never scored.
         image_size: `[height, width]` to which images and masks are resized when read; as they are if not given.
@@ -49,19 +71,33 @@ class DataConfig(Settings):
         synthetic_train: format `synthetic`: number of training scenes.
         synthetic_val: format `synthetic`: number of validation scenes.
         synthetic_size: format `synthetic`: `[height, width]` of a scene.
+        synthetic_channels: format `synthetic`: channels of a scene; 3 are red, green and blue.
+        synthetic_depth: format `synthetic`: type of its values.
         num_workers: processes that read and augment images, for each training process; 0 reads in the training
             process itself.
     """
 
-    format: Literal["synthetic", "camvid", "folders", "own"] = "synthetic"
+    format: Literal[
+        "synthetic", "camvid", "folders", "csv", "mmseg", "voc", "cityscapes", "ade20k", "coco_stuff", "own"
+    ] = "synthetic"
     root: str = "."
+    in_channels: int | None = None
     train_images: str = "train/images"
-    train_masks: str = "train/masks"
+    train_masks: str | None = "train/masks"
+    train_list: str = "train.csv"
     unlabeled: str | None = None
     unlabeled_share: float = 0.5
     val_images: str = "val/images"
-    val_masks: str = "val/masks"
+    val_masks: str | None = "val/masks"
+    val_list: str = "val.csv"
+    val_fraction: float = 0.0
+    val_group: str | None = None
+    image_suffix: str = ""
+    mask_suffix: str = ""
     classes: list[str] | None = None
+    labels: dict[str | int, str] | None = None
+    mask_colors: list[list[int]] | Literal["palette"] | None = None
+    reduce_zero_label: bool = False
     palette: list[list[int]] | None = None
     ignore_index: int = 255
     image_size: list[int] | None = None
@@ -83,14 +119,23 @@ class DataConfig(Settings):
     synthetic_train: int = 400
     synthetic_val: int = 40
     synthetic_size: list[int] = field(default_factory=lambda: [128, 160])
+    synthetic_channels: int = 3
+    synthetic_depth: Literal["uint8", "uint16"] = "uint8"
     num_workers: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
         super().__post_init__()
         self.above_zero("image_size", "crop_size", "max_train_samples", "max_eval_samples", "max_pixels")
-        self.above_zero("synthetic_train", "synthetic_val", "synthetic_size")
+        self.above_zero("synthetic_train", "synthetic_val", "synthetic_size", "synthetic_channels", "in_channels")
         self.not_negative("ignore_index", "num_workers")
+        for name in ("in_channels", "synthetic_channels"):
+            self.require((getattr(self, name) or 1) <= 512, name, "must be at most 512")
+        self.require(0 <= self.val_fraction < 1, "val_fraction", "must be from 0 to below 1")
+        try:
+            re.compile(self.val_group or "")
+        except re.error as error:
+            raise ValueError(f"val_group: {self.val_group!r} is no regular expression ({error}); correct it") from None
         self.zero_to_one("max_void_share")
         self.require(0 < self.unlabeled_share < 1, "unlabeled_share", "must be above 0 and below 1")
         for name in ("image_size", "crop_size", "synthetic_size"):

@@ -1,40 +1,26 @@
-"""Data sets: pairs of an image and a mask, read with PIL (it refuses truncated files, keeps palette indices and
-does not rotate images behind the mask's back).
+"""Data sets: pairs of an image and a mask by index, and how the settings' data become some.
 
-A new layout on disk is a function that lists pairs, and an entry in `open_splits`.
+Where files lie is for `distill.data.layouts` to know, how they are read for `images` and `masks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from distill.batch import MAX_CLASSES, UNLABELED, VOID
+from distill.batch import MAX_CLASSES, UNLABELED
 from distill.config.schema import OWN, DataConfig
-from distill.data.synthetic import scene, shapes
+from distill.data.images import ROTATED, Header, read_header, read_image, resize_image, upright
+from distill.data.layouts import read_layout
+from distill.data.masks import Coding, coding, inspect_mask, read_mask
+from distill.data.pairs import PairOfFiles, find_images
+from distill.data.synthetic import bands, scene, shapes
 from distill.data.transforms import resize_labels
-from distill.errors import ConfigError, harmless, printable
-from distill.visualize import decoded_pixels, default_palette, own_pixel_limit
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-# PIL goes by content and knows formats that start programs (EPS); masks come in none that alters labels (JPEG).
-IMAGE_FORMATS, MASK_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP"), ("PNG", "BMP", "TIFF")
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # as RGB they would be cut off at 255
-MASK_MODES = ("L", "P", "I", "I;16")
-LABELS = 65536
-CAMVID_CLASSES = (
-    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
-)
-CAMVID_PALETTE = (
-    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
-    *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
-)
-CAMVID_VOID = 11
+from distill.errors import ConfigError, harmless
+from distill.visualize import default_palette
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -45,11 +31,14 @@ class Dataset:
 
     Attributes:
         names: what each item is called in messages and results.
-        read: index → image uint8 `[H, W, 3]` RGB and mask uint8 `[H, W]` of class ids or `VOID`.
+        read: index → image `[H, W, channels]` of `dtype` and mask uint8 `[H, W]` of class ids, `VOID` or `UNLABELED`.
         files: the files behind each item; empty if it has none.
         inspect: index → raises ConfigError if the item's files are not what they should be, without decoding them.
         drawn: as `read`, for data sets that augment: draws from the global generators, which the caller seeds.
         size: index → height and width of what `read` gives, for less than reading it; None if there is no such way.
+        channels: values of a pixel; 3 are RGB unless `data.in_channels` says otherwise.
+        dtype: `uint8`, `uint16` or `float32`.
+        labeled: whether it has masks; without, every pixel is `UNLABELED`.
     """
 
     names: list[str]
@@ -58,6 +47,9 @@ class Dataset:
     inspect: Callable[[int], None]
     drawn: Callable[[int], Pair] | None = None
     size: Callable[[int], tuple[int, int]] | None = None
+    channels: int = 3
+    dtype: str = "uint8"
+    labeled: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,6 +63,9 @@ class Dataset:
             self.files + other.files,
             lambda i: self.inspect(i) if i < first else other.inspect(i - first),
             size=lambda i: self.size_of(i) if i < first else other.size_of(i - first),
+            channels=self.channels,
+            dtype=self.dtype,
+            labeled=self.labeled or other.labeled,
         )
 
     def size_of(self, index: int) -> tuple[int, int]:
@@ -81,14 +76,16 @@ class Dataset:
 
 @dataclass
 class Splits:
-    """Data sets over the same classes.
+    """Data sets over the same classes, whose images have the same channels and type.
 
     Attributes:
-        train: images to learn from, with their labels.
+        train: images to learn from, with their labels if there are any.
         val: images to score on.
         classes: names, in the order of the ids.
         palette: a color `(r, g, b)` a class.
         unlabeled: images without labels, for the distillation terms alone, or None.
+        void: labels of void in the files, for messages.
+        notes: what was taken for granted about the data, to be said aloud.
     """
 
     train: Dataset
@@ -96,41 +93,58 @@ class Splits:
     classes: list[str]
     palette: list[tuple[int, int, int]]
     unlabeled: Dataset | None = None
+    void: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def channels(self) -> int:
+        """Values of a pixel of every image."""
+        return self.train.channels
+
+    @property
+    def dtype(self) -> str:
+        """Type of every image: `uint8`, `uint16` or `float32`."""
+        return self.train.dtype
+
+    @property
+    def labeled(self) -> bool:
+        """Whether there are labels to learn from; only if not, `val.labeled` may be false, too."""
+        return self.train.labeled
 
 
 def open_splits(config: DataConfig) -> Splits:
-    """Finds the data; reads none of it yet.
+    """Finds the data; reads none of it yet, but for the type of the first image if `data.in_channels` is set.
 
     Raises:
         ConfigError: a missing folder, an image without mask, an empty split, no or too many classes.
     """
     if config.format == OWN:
         raise ConfigError(f"data.format: {OWN!r} is data handed over in Python; call distill.distill as before")
+    notes: list[str] = []
     if config.format == "synthetic":
         classes: Sequence[str] = shapes.CLASSES
         palette: Sequence[Sequence[int]] = shapes.PALETTE
         sizes = (config.synthetic_train, config.synthetic_val)
         train, val = (_synthetic(config, seed, n) for seed, n in enumerate(sizes))
+        kind, void = Header(0, 0, train.channels, train.dtype), [config.ignore_index]
+        known = kind, Path()
+        if config.in_channels not in (None, config.synthetic_channels):
+            fix = f"is not the {config.synthetic_channels} of data.synthetic_channels; leave it out"
+            raise ConfigError(f"data.in_channels: {config.in_channels} {fix}")
     else:
-        if config.format == "camvid":
-            classes, palette, void = CAMVID_CLASSES, CAMVID_PALETTE, CAMVID_VOID
-            folders = [("train", "trainannot"), ("val", "valannot")]
-        else:
-            if not config.classes:
-                raise ConfigError("data.classes: format 'folders' needs the class names, in the order of their ids")
-            classes, palette, void = (
-                config.classes,
-                config.palette or default_palette(len(config.classes)),
-                config.ignore_index,
-            )
-            folders = [(config.train_images, config.train_masks), (config.val_images, config.val_masks)]
-        root = Path(config.root)
-        if not root.is_dir():
-            raise ConfigError(f"data.root: {root} is not a folder")
-        train, val = (_files(config, root / images, root / masks, len(classes), void) for images, masks in folders)
+        layout = read_layout(config)
+        check_classes(layout.labels.classes, layout.labels.palette)
+        how = coding(layout.labels, config.labels)
+        known = _known(config, layout.train[0].image)
+        train, val = (_files(config, pairs, how, known) for pairs in (layout.train, layout.val))
+        classes, palette, void, notes = how.classes, how.palette, how.void, list(layout.notes)
     train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
-    unlabeled = _unlabeled(config, Path(config.root) / config.unlabeled) if config.unlabeled else None
-    return Splits(train, val, *check_classes(classes, palette), unlabeled)
+    unlabeled = None
+    if config.unlabeled:
+        folder = Path(config.root) / config.unlabeled
+        pairs = [PairOfFiles(key, path) for key, path in find_images(folder, bool(config.in_channels)).items()]
+        unlabeled = _files(config, pairs, None, known)
+    return Splits(train, val, *check_classes(classes, palette), unlabeled, void, notes)
 
 
 def check_classes(
@@ -155,164 +169,97 @@ def check_classes(
     return list(classes), [(int(r), int(g), int(b)) for r, g, b in palette]
 
 
+def first(dataset: Dataset, count: int | None) -> Dataset:
+    """The first so many items; all if there is no count."""
+    if count is None or count >= len(dataset):
+        return dataset
+    return replace(dataset, names=dataset.names[:count], files=dataset.files[:count])
+
+
 def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:
     height, width = config.synthetic_size
     names = [f"scene-{seed}-{i:05d}" for i in range(length)]
+    channels, depth = config.synthetic_channels, config.synthetic_depth
 
     def read(index: int) -> Pair:
-        return scene.render(seed, index, height, width)
+        image, mask = scene.render(seed, index, height, width)
+        return bands.spread(image, seed, index, channels, depth), mask
 
-    read_or_known = _cached(read) if config.cache else read
-    return Dataset(names, read_or_known, [()] * length, lambda index: None, size=lambda index: (height, width))
+    return Dataset(
+        names,
+        _cached(read) if config.cache else read,
+        [()] * length,
+        lambda index: None,
+        size=lambda index: (height, width),
+        channels=channels,
+        dtype=depth,
+    )
 
 
-def _files(config: DataConfig, images: Path, masks: Path, classes: int, void: int) -> Dataset:
-    pairs = _match(images, masks)
-    if void >= LABELS:
-        raise ConfigError(f"data.ignore_index: {void} is more than a mask can hold; at most {LABELS - 1}")
-    lut = np.full(LABELS + 1, -1, dtype=np.int16)  # the last for whatever is below or above
-    lut[:classes] = np.arange(classes)
-    lut[void] = VOID
+def _known(config: DataConfig, path: Path) -> tuple[Header, Path]:
+    """The channels and type that all images have, and the image that says so."""
+    if config.in_channels is None:
+        return Header(0, 0), path
+    return read_header(path, config.max_pixels, config.in_channels), path
+
+
+def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None, known: tuple[Header, Path]) -> Dataset:
+    """Images in files, with masks or alone; the mask of one alone says that no pixel has a label."""
+    kind, said_by = known
+    by_color = how is not None and how.colors is not None
+
+    def header_of(index: int) -> Header:
+        header = read_header(pairs[index].image, config.max_pixels, config.in_channels)
+        if header.dtype != kind.dtype:
+            is_not = f"is {header.dtype}, but {said_by} is {kind.dtype}"
+            raise ConfigError(f"{pairs[index].image}: {is_not}; store all images with the same depth")
+        return header
+
+    def inspected(index: int) -> Header:
+        pair, header = pairs[index], header_of(index)
+        if pair.mask is None:
+            return header  # nothing that would have to be turned with it
+        # A photo may be turned with a mask of the turned size; where both ways have one size, nobody can tell.
+        tells = header.turned != (header.height, header.width)
+        if header.orientation != 1 and not tells:
+            raise ConfigError(f"{pair.image}: {ROTATED}")
+        size = inspect_mask(pair.mask, config.max_pixels, by_color)
+        if size != header.turned:
+            if header.orientation != 1:
+                raise ConfigError(f"{pair.image}: {ROTATED}")
+            sizes = f"is {size[1]}×{size[0]}, but its image {pair.image} is {header.size}"
+            raise ConfigError(f"{pair.mask}: {sizes}; make them the same size")
+        return header
+
+    def read(index: int) -> Pair:
+        pair, header = pairs[index], inspected(index)
+        image = read_image(pair.image, config.max_pixels, config.in_channels)
+        if header.orientation != 1:
+            image = upright(image, header.orientation)
+        mask = read_mask(pair.mask, config.max_pixels, how) if how and pair.mask else None
+        if config.image_size:
+            image = resize_image(image, *config.image_size)
+            mask = None if mask is None else resize_labels(mask, config.image_size)
+        return image, np.full(image.shape[:2], UNLABELED, dtype=np.uint8) if mask is None else mask
 
     def inspect(index: int) -> None:
-        image_path, mask_path = pairs[index]
-        with _open_image(image_path, config) as image, _open(mask_path, config.max_pixels, MASK_FORMATS) as mask:
-            if mask.mode not in MASK_MODES:
-                fix = "expected one class id a pixel (8-bit gray or palette PNG)"
-                raise ConfigError(f"{mask_path}: is a mask of mode {mask.mode}; {fix}")
-            if image.size != mask.size:
-                sizes = f"is {_size(mask)}, but its image {image_path} is {_size(image)}"
-                raise ConfigError(f"{mask_path}: {sizes}; make them the same size")
-
-    def read(index: int) -> Pair:
-        inspect(index)
-        image_path, mask_path = pairs[index]
-        image = _decode(image_path, config.max_pixels).convert("RGB")
-        mask = _decode(mask_path, config.max_pixels, MASK_FORMATS)
-        if config.image_size:
-            image = image.resize((config.image_size[1], config.image_size[0]), Image.Resampling.BILINEAR)
-        raw = np.asarray(mask).astype(np.int64)
-        ids = lut[raw.clip(-1, LABELS)]
-        if (ids < 0).any():
-            value = int(raw[ids < 0][0])
-            count = int((raw == value).sum())
-            raise ConfigError(
-                f"{mask_path}: label {value} ({count} pixels) is outside the class list 0 to {classes - 1} "
-                f"and is not the void label {void}; set data.ignore_index or remove it"
-            )
-        labels = ids.astype(np.uint8)
-        return np.asarray(image), resize_labels(labels, config.image_size) if config.image_size else labels
-
-    names = [image.stem for image, _ in pairs]
-    size = _size_on_disk([image for image, _ in pairs], config)
-    return Dataset(names, _cached(read) if config.cache else read, list(pairs), inspect, size=size)
-
-
-def _unlabeled(config: DataConfig, folder: Path) -> Dataset:
-    """Images alone; the mask of each says that no pixel has a label."""
-    paths = list(_by_stem(folder, IMAGE_SUFFIXES).values())
-
-    def read(index: int) -> Pair:
-        inspect(index)
-        image = _decode(paths[index], config.max_pixels).convert("RGB")
-        if config.image_size:
-            image = image.resize((config.image_size[1], config.image_size[0]), Image.Resampling.BILINEAR)
-        return np.asarray(image), np.full((image.height, image.width), UNLABELED, dtype=np.uint8)
-
-    def inspect(index: int) -> None:
-        _open_image(paths[index], config).close()
-
-    names = [path.stem for path in paths]
-    files: list[tuple[Path, ...]] = [(path,) for path in paths]
-    size = _size_on_disk(paths, config)
-    return Dataset(names, _cached(read) if config.cache else read, files, inspect, size=size)
-
-
-def _size_on_disk(paths: Sequence[Path], config: DataConfig) -> Callable[[int], tuple[int, int]]:
-    """Height and width by index, from the files' headers, unless all are resized."""
+        inspected(index)
 
     def size(index: int) -> tuple[int, int]:
         if config.image_size:
             return config.image_size[0], config.image_size[1]
-        with _open_image(paths[index], config) as image:
-            return image.height, image.width
+        return header_of(index).turned
 
-    return size
-
-
-def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder with one of the suffixes, in the order of their names; at least one image."""
-    found: dict[str, Path] = {}
-    try:
-        if not folder.is_dir():
-            raise ConfigError(f"{folder}: is not a folder; set data.root and the folders below it")
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
-    except PermissionError:
-        raise ConfigError(f"{folder}: cannot be read; check its permissions") from None
-    for path in paths:
-        if not harmless(path.name):
-            raise ConfigError(f"{printable(str(path))}: its name has a control character or is not UTF-8; rename it")
-        if path.stem in found:
-            raise ConfigError(f"{path}: has the same stem as {found[path.stem].name}; rename one of them")
-        found[path.stem] = path
-    if suffixes is IMAGE_SUFFIXES and not found:
-        raise ConfigError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return found
-
-
-def _match(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Images and their masks by stem, in the order of their names."""
-    image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
-    if missing := sorted(image_of.keys() - mask_of.keys()):
-        raise ConfigError(
-            f"{image_of[missing[0]]}: has no mask {masks / missing[0]}.png ({len(missing)} of {len(image_of)} "
-            f"images have none); masks are matched by stem"
-        )
-    return [(image_of[stem], mask_of[stem]) for stem in image_of]
-
-
-def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
-    """Reads the header only."""
-    try:
-        size = path.stat().st_size  # 0 for a pipe, too, which would be waited for
-        if not 0 < size <= 8 * max_pixels + 1_000_000:
-            raise OSError(f"it has {size:,} bytes, more than data.max_pixels can take" if size else "it is empty")
-        with own_pixel_limit():
-            image = Image.open(path, formats=formats)
-        if decoded_pixels(image) > max_pixels:  # before anything decodes it, as looking for tags does in a PNG
-            tiles = f" in tiles of {decoded_pixels(image):,}" if image.width * image.height <= max_pixels else ""
-            more = f"is {_size(image)}{tiles}, more than data.max_pixels {max_pixels}"
-            raise ConfigError(f"{path}: {more}; set that or remove it")
-        pictures, orientation = getattr(image, "n_frames", 1), image.getexif().get(0x0112, 1)
-    except ConfigError:
-        raise
-    except Exception as error:  # PIL raises many kinds for broken files
-        kinds = ", ".join(formats)
-        raise ConfigError(f"{path}: cannot be read as {kinds} ({_line(error)}); replace or remove it") from None
-    if image.format != "MPO" and pictures > 1:  # MPO: a photo with a smaller twin
-        raise ConfigError(f"{path}: holds {pictures} pictures; store one")
-    if orientation != 1:
-        raise ConfigError(
-            f"{path}: is rotated by an EXIF tag that masks do not have; store it rotated, without the tag"
-        )
-    return image
-
-
-def _open_image(path: Path, config: DataConfig) -> Image.Image:
-    """Reads the header of an image to learn from, which has 8 bits a channel."""
-    image = _open(path, config.max_pixels)
-    if image.mode in DEEP_MODES:
-        raise ConfigError(f"{path}: is an image of mode {image.mode}; store it with 8 bits a channel")
-    return image
-
-
-def _decode(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
-    image = _open(path, max_pixels, formats)
-    try:
-        image.load()
-    except Exception as error:
-        raise ConfigError(f"{path}: cannot be decoded ({_line(error)}); replace or remove it") from None
-    return image
+    return Dataset(
+        [pair.name for pair in pairs],
+        _cached(read) if config.cache else read,
+        [pair.files for pair in pairs],
+        inspect,
+        size=size,
+        channels=kind.channels,
+        dtype=kind.dtype,
+        labeled=bool(pairs and pairs[0].mask),
+    )
 
 
 def _cached(read: Callable[[int], Pair]) -> Callable[[int], Pair]:
@@ -324,18 +271,3 @@ def _cached(read: Callable[[int], Pair]) -> Callable[[int], Pair]:
         return memory[index]
 
     return remember
-
-
-def first(dataset: Dataset, count: int | None) -> Dataset:
-    """The first so many items; all if there is no count."""
-    if count is None or count >= len(dataset):
-        return dataset
-    return replace(dataset, names=dataset.names[:count], files=dataset.files[:count])
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width}×{image.height}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:150] or type(error).__name__

@@ -150,7 +150,10 @@ def val_batches(
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Items of one size to a batch; images stay in channels-last memory order."""
+    """Items of one size to a batch; images stay in channels-last memory order. Those of 16 bits become float32."""
     images, masks, names, teacher = zip(*items, strict=True)
-    image, mask = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(masks))
+    stacked = np.stack(images)
+    if stacked.dtype == np.uint16:  # of which torch knows little more than the name
+        stacked = stacked.astype(np.float32)
+    image, mask = torch.from_numpy(stacked).permute(0, 3, 1, 2), torch.from_numpy(np.stack(masks))
     return Batch(image, mask, list(names), None if teacher[0] is None else torch.from_numpy(np.stack(teacher)))

@@ -14,6 +14,7 @@ from PIL import Image
 from distill.batch import VOID
 from distill.config.schema import DataConfig
 from distill.data.datasets import Dataset, Pair, Splits, check_classes, first
+from distill.data.images import DTYPES
 from distill.errors import ConfigError
 
 
@@ -32,12 +33,24 @@ def own_splits(train: Any, val: Any, config: DataConfig, void: int | None = None
     """
     classes, palette = check_classes(config.classes or [], config.palette)
     void = config.ignore_index if void is None else void
-    learned, scored = (as_dataset(data, name, len(classes), void) for name, data in (("train", train), ("val", val)))
-    return Splits(first(learned, config.max_train_samples), first(scored, config.max_eval_samples), classes, palette)
+    learned = as_dataset(train, "train", len(classes), void, config.in_channels)
+    scored = as_dataset(val, "val", len(classes), void, config.in_channels, learned.dtype)
+    train, val = first(learned, config.max_train_samples), first(scored, config.max_eval_samples)
+    return Splits(train, val, classes, palette, void=[void])
 
 
-def as_dataset(pairs: Any, name: str, classes: int, void: int) -> Dataset:
+def as_dataset(
+    pairs: Any, name: str, classes: int, void: int, channels: int | None = None, dtype: str | None = None
+) -> Dataset:
     """A data set whose items are read in the same random state each time.
+
+    Args:
+        pairs: the data set.
+        name: what it is called in messages.
+        classes: number of classes.
+        void: label that does not count.
+        channels: `data.in_channels`; RGB of 8 bits if not given.
+        dtype: of all images; that of the first if not given.
 
     Raises:
         ConfigError: it has no length, or nothing in it.
@@ -57,32 +70,42 @@ def as_dataset(pairs: Any, name: str, classes: int, void: int) -> Dataset:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ConfigError(f"{name}[{index}]: gives no image and mask ({reason})") from error
         try:
-            found = as_image(image), as_labels(mask, classes, void)
+            found = as_image(image, channels), as_labels(mask, classes, void)
         except ValueError as error:
             raise ConfigError(f"{name}[{index}]: {error}") from None
         if found[0].shape[:2] != found[1].shape:
             sizes = "×".join(map(str, found[0].shape[:2])), "×".join(map(str, found[1].shape))
             raise ConfigError(f"{name}[{index}]: its image is {sizes[0]}, its mask {sizes[1]}; make them the same size")
+        if dtype and found[0].dtype != dtype:
+            fix = "give all images the same type"
+            raise ConfigError(f"{name}[{index}]: its image is {found[0].dtype}, but the first one is {dtype}; {fix}")
         return found
 
     def reread(index: int) -> Pair:
         with seeded(index):
             return read(index)
 
+    if channels is None:
+        dtype = "uint8"
+    elif dtype is None:
+        dtype = reread(0)[0].dtype.name
     names = [f"{name}-{i:05d}" for i in range(count)]
-    return Dataset(names, reread, [()] * count, lambda index: None, drawn=read)
+    return Dataset(names, reread, [()] * count, lambda index: None, drawn=read, channels=channels or 3, dtype=dtype)
 
 
-def as_image(image: Any) -> np.ndarray:
-    """An image as uint8 RGB `[H, W, 3]`.
+def as_image(image: Any, channels: int | None = None) -> np.ndarray:
+    """An image as uint8 RGB `[H, W, 3]`; with a number of channels, as it is: `[H, W, channels]`.
 
     Args:
         image: PIL's; an array `[H, W, 3]`, `[3, H, W]` or gray `[H, W]`; or a tensor likewise. uint8, or floats from 0
             to 1. Not normalized: that is done for each network by its own mean and std.
+        channels: if given, arrays and tensors of so many are taken, of uint8, uint16 or floats of any range.
 
     Raises:
         ValueError: something else.
     """
+    if channels is not None:
+        return _as_it_is(image, channels)
     array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else _array(image, "image")
     if array.ndim == 2:
         array = np.stack([array] * 3, 2)
@@ -100,6 +123,28 @@ def as_image(image: Any) -> np.ndarray:
     if array.dtype != np.uint8:
         raise ValueError(f"its image is {array.dtype}; give uint8, or floats from 0 to 1")
     return np.ascontiguousarray(array)
+
+
+def _as_it_is(image: Any, channels: int) -> np.ndarray:
+    """An image `[H, W, channels]` of its own type, floats as float32."""
+    array = np.asarray(image) if isinstance(image, Image.Image) else _array(image, "image")
+    if array.ndim == 2:
+        array = array[..., None]
+    if (
+        array.ndim == 3
+        and array.shape[0] == channels
+        and (array.shape[2] != channels or isinstance(image, torch.Tensor))
+    ):
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] != channels:
+        shape = list(array.shape)
+        raise ValueError(f"its image has the shape {shape}; expected [H, W, {channels}], as data.in_channels says")
+    if array.dtype.name not in DTYPES:
+        raise ValueError(f"its image is {array.dtype}; give uint8, uint16 or float32")
+    array = np.ascontiguousarray(array, DTYPES[array.dtype.name])
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("its image holds what is not finite (NaN or infinite); replace it by numbers")
+    return array
 
 
 def as_labels(mask: Any, classes: int, void: int) -> np.ndarray:

@@ -1,15 +1,20 @@
 """Augmentations: albumentations transforms by name, then the crop. Only this module knows albumentations.
 
+Those that move pixels work on images of any type. Those that change colors know uint8, and floats from 0 to 1, and some
+of them three channels only: other images are brought to the range that the training images mostly lie in, and back.
+
 Each sample draws from its own generators, seeded by (seed, epoch, index): albumentations' own would repeat the same
 numbers in every worker and every epoch.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +48,41 @@ REFUSED = {
 Transform = Callable[..., tuple[np.ndarray, ...]]
 
 
-def build_transform(config: DataConfig) -> Transform:
-    """The training transform `(image [H, W, 3], mask [H, W], key) -> (image, mask)`, a pure function of its arguments.
+@dataclass(frozen=True)
+class Pixels:
+    """What an image's pixels are like.
+
+    Attributes:
+        channels: values of each.
+        dtype: `uint8`, `uint16` or `float32`.
+        low: for each channel, the lower end of its usual range; for `uint8` not given.
+        high: the upper end.
+    """
+
+    channels: int = 3
+    dtype: str = "uint8"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+
+def build_transform(config: DataConfig, pixels: Pixels | None = None) -> Transform:
+    """The training transform `(image [H, W, C], mask [H, W], key) -> (image, mask)`, a pure function of its arguments.
 
     With `coordinates` (see `distill.data.pixel_positions`) given after the key, it returns them as well: moved as the
-    image is, its colors aside.
+    image is, its colors aside. Images of uint8 stay so, others become float32 in their own units.
+
+    Args:
+        config: the augmentations and the size of the crop.
+        pixels: what the images are like (see `distill.data.statistics.pixels_of`); RGB of 8 bits if not given.
 
     Raises:
-        ConfigError: an unknown transform or argument in `data.augmentations`.
+        ConfigError: an unknown transform or argument in `data.augmentations`, or one that cannot work on such images.
     """
     height, width = config.crop_size
+    pixels = pixels or Pixels()
     compose = A.Compose(
         [
-            *(_named(item) for item in config.augmentations),
+            *(_named(item, pixels) for item in config.augmentations),
             A.PadIfNeeded(height, width, fill=0, fill_mask=VOID),
             A.RandomCrop(height, width),
         ]
@@ -68,12 +95,14 @@ def build_transform(config: DataConfig) -> Transform:
         image: np.ndarray, mask: np.ndarray, key: Sequence[int], coordinates: np.ndarray | None = None
     ) -> tuple[np.ndarray, ...]:
         sequence = np.random.SeedSequence(list(key))
+        image = image if image.dtype == np.uint8 else image.astype(np.float32)  # OpenCV knows no more of uint16
         threads = cv2.getNumThreads()  # of the process, which may use OpenCV for other things
         cv2.setNumThreads(0)  # its threads and those of torch get in each other's way, and survive no fork
         compose.set_random_state(np.random.default_rng(sequence), random.Random(int(sequence.generate_state(1)[0])))
         try:
             more = {} if coordinates is None else {"coordinates": coordinates}
             result = compose(image=image, mask=mask, **more)
+            result["image"] = result["image"].reshape(*result["image"].shape[:2], -1)  # a single channel may be lost
         finally:
             cv2.setNumThreads(threads)
         return tuple(result[name] for name in ("image", "mask", *more))
@@ -81,7 +110,7 @@ def build_transform(config: DataConfig) -> Transform:
     return transform
 
 
-def _named(item: dict[str, dict[str, Any]]) -> A.BasicTransform:
+def _named(item: dict[str, dict[str, Any]], pixels: Pixels) -> A.BasicTransform:
     """One `{Name: {argument: value}}`, with void where a transform moves pixels in from outside."""
     if len(item) != 1:
         raise ConfigError(f"data.augmentations: {item} must be one {{Name: {{argument: value}}}}")
@@ -99,13 +128,61 @@ def _named(item: dict[str, dict[str, Any]]) -> A.BasicTransform:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message="Argument")  # albumentations only warns of unknown arguments
-            transform = (_with_aligned_masks(cls) if name in RESIZING else cls)(**arguments)
+            made = _with_aligned_masks(cls) if name in RESIZING else cls
+            transform = (_in_usual_range(made, pixels) if pixels.low and _colors(cls) else made)(**arguments)
     except Exception as error:  # pydantic's and its own
         raise ConfigError(f"data.augmentations: {name}: {' '.join(str(error).split())[:200]}") from error
     if needed := set(transform.targets_as_params) - {"image", "mask"}:
         needs = ", ".join(sorted(needed))
         raise ConfigError(f"data.augmentations: {name} needs {needs} beside image and mask; take another transform")
+    if _colors(cls) and pixels != Pixels():
+        _try_out(name, transform, pixels)
     return transform
+
+
+def _colors(cls: type) -> bool:
+    return issubclass(cls, A.ImageOnlyTransform)
+
+
+def _in_usual_range(cls: type[A.ImageOnlyTransform], pixels: Pixels) -> type[A.ImageOnlyTransform]:
+    """A transform of colors that sees the usual range of each channel as 0 to 1, and gives it back in its own units."""
+    low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
+
+    class InUsualRange(cls):  # type: ignore[misc, valid-type]
+        def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> Any:
+            image = data["image"]
+            # What is drawn from the image, such as noise of its size, is drawn from what is seen of it.
+            result = super().__call__(*args, force_apply=force_apply, **data | {"image": (image - low) / (high - low)})
+            seen = result["image"].reshape(*result["image"].shape[:2], -1)
+            unchanged = np.array_equal(seen, (image - low) / (high - low))
+            return result | {"image": image if unchanged else (seen * (high - low) + low).astype(np.float32)}
+
+    return InUsualRange
+
+
+def _try_out(name: str, transform: A.BasicTransform, pixels: Pixels) -> None:
+    """Raises ConfigError unless a transform of colors works on images of such pixels."""
+    eager, (side, channels) = copy.deepcopy(transform), (96, pixels.channels)
+    eager.p = 1.0
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (side, side, channels), np.uint8)
+    if pixels.low:
+        low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
+        image = (low + generator.random(image.shape, np.float32) * (high - low)).astype(np.float32)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compose = A.Compose([eager])
+            compose.set_random_state(generator, random.Random(0))
+            found = compose(image=image)["image"]
+        if found.shape[:2] != (side, side) or found.size != image.size or found.dtype != image.dtype:
+            raise ValueError(f"gives {found.dtype} of shape {list(found.shape)}")
+    except Exception as error:  # OpenCV's, NumPy's and albumentations' own
+        kind = f"{channels} channel{'s' if channels > 1 else ''} of {pixels.dtype}"
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"data.augmentations: {name} cannot work on images of {kind} ({reason}); take another transform"
+        ) from None
 
 
 def _check_alignment(name: str, arguments: dict[str, Any]) -> None:

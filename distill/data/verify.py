@@ -14,10 +14,10 @@ import PIL
 
 from distill.batch import VOID
 from distill.config.schema import DataConfig
-from distill.data import datasets
 from distill.data.contents import content_hash, contents
 from distill.data.datasets import Dataset, Splits
 from distill.data.loader import View
+from distill.data.statistics import pixels_of
 from distill.data.transforms import build_transform
 from distill.errors import ConfigError
 
@@ -75,13 +75,15 @@ def check_splits(
     if config.check != "full":
         return None
     _augment(splits, config, {split: index for split, (_, index) in smallest.items()})
-    if not pixels["val"][:VOID].any():
+    if splits.val.labeled and not pixels["val"][:VOID].any():
         raise ConfigError(
             f"data.val_masks: no pixel of the {len(splits.val)} validation masks has a class, all are void (label "
-            f"{_void_label(config)}), so nothing can be scored; check the masks"
+            f"{_listed(splits.void)}), so nothing can be scored; check the masks"
         )
+    if not splits.labeled:
+        return None
     found = [int(n) for n in (*pixels["train"][: len(splits.classes)], pixels["train"][VOID])]
-    check_labels(found, splits.classes, config)
+    check_labels(found, splits, config)
     return found
 
 
@@ -89,28 +91,29 @@ def _augment(splits: Splits, config: DataConfig, smallest: Mapping[str, int]) ->
     """Augments the smallest image of each split that is trained on: it is the one that may not bear it."""
     for split, dataset in _named(splits):
         if split != "val":
-            view = View(dataset, build_transform(config), seed=0)
+            view = View(dataset, build_transform(config, pixels_of(dataset)), seed=0)
             for epoch in range(AUGMENTED):
                 view[epoch, smallest[split]]
 
 
-def _void_label(config: DataConfig) -> int:
-    return datasets.CAMVID_VOID if config.format == "camvid" else config.ignore_index
+def _listed(labels: Sequence[int]) -> str:
+    """Labels of void as words; every color that is no class means it where there is none."""
+    return ", ".join(map(str, labels[:5])) + (", …" if len(labels) > 5 else "") if labels else "of none"
 
 
-def check_labels(pixels: Sequence[int], classes: Sequence[str], config: DataConfig) -> None:
+def check_labels(pixels: Sequence[int], splits: Splits, config: DataConfig) -> None:
     """Stops before a training on labels that lack a class, or that are void for the most part.
 
     Args:
         pixels: of the training masks by class, void last.
-        classes: their names.
+        splits: the data.
         config: where they came from; drawn scenes are right as they are, however few.
 
     Raises:
         ConfigError: says what is missing and the likely cause.
     """
     void = pixels[-1] / max(1, sum(pixels))
-    missing = [f"{name!r} (id {i})" for i, name in enumerate(classes) if not pixels[i]]
+    missing = [f"{name!r} (id {i})" for i, name in enumerate(splits.classes) if not pixels[i]]
     found, cures = [], []
     if missing and not config.allow_missing_classes:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -123,7 +126,12 @@ def check_labels(pixels: Sequence[int], classes: Sequence[str], config: DataConf
         return
     cause = "are data.classes all the classes, in the order of their ids"
     if void > config.max_void_share:
-        cause = f"does the label {_void_label(config)} mean a class, as in masks of 0 and 255 (store ids 0, 1, …)"
+        fix = (
+            f"set data.labels '{{{splits.void[0]}: {splits.classes[-1]}}}'"
+            if len(splits.void) == 1
+            else "set data.labels"
+        )
+        cause = f"does the label {_listed(splits.void)} mean a class, as in masks of 0 and 255 ({fix})"
     raise ConfigError(f"data.classes: {' and '.join(found)}; {cause}? If it is meant: {' and '.join(cures)}")
 
 
@@ -149,6 +157,8 @@ def check_once(
     Raises:
         ConfigError: names the bad files.
     """
+    for note in splits.notes:
+        say(note)
     files = [path for _, dataset in _named(splits) for paths in dataset.files for path in paths]
     found = fingerprint(splits, config) if files else None
     known = _read(record)
@@ -156,7 +166,7 @@ def check_once(
     if found and known.get("sha256") == found and good_enough:
         say(f"already checked: {len(files)} files, none has changed")
         if known.get("labels") and config.check != "off":
-            check_labels(known["labels"], splits.classes, config)
+            check_labels(known["labels"], splits, config)
         return known
     verdict: dict[str, Any] = {"check": config.check, "files": len(files), "sha256": found}
     verdict["labels"] = check_splits(splits, config, progress)
@@ -171,6 +181,8 @@ def fingerprint(splits: Splits, config: DataConfig) -> str | None:
     """
     settings: list[Any] = [config.format, splits.classes, config.ignore_index, config.max_pixels, PIL.__version__]
     settings += [config.augmentations, config.crop_size, config.image_size]  # whether small images bear them
+    read_as = [config.in_channels, config.labels, config.mask_colors, config.reduce_zero_label, splits.dtype]
+    settings += read_as if read_as != [None, None, None, False, "uint8"] else []  # which older verdicts lack
     known = hashlib.sha256(json.dumps([VERSION, *settings]).encode())
     try:
         for split, dataset in _named(splits):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from distill.batch import Batch
 from distill.config.schema import Config
-from distill.data import CachedTargets, Splits, build_transform, train_batches
+from distill.data import CachedTargets, Splits, build_transform, pixels_of, train_batches
 from distill.data.sampler import StepSampler
 from distill.errors import printable
 from distill.evaluation.scores import Evaluation, evaluate
@@ -91,7 +91,7 @@ class Run:
         )
         return train_batches(
             dataset + more if more else dataset,
-            build_transform(config.data),
+            build_transform(config.data, pixels_of(dataset)),
             sampler,
             config.data.num_workers,
             config.timeout_seconds,

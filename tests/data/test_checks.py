@@ -204,7 +204,9 @@ def test_validation_masks_without_a_label_stop_the_run(camvid, tmp_path):
         look(camvid, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("classes", "words"), [(["lane"], "nothing to decide"), (["a", "b", "a"], "'a' stands twice")])
+@pytest.mark.parametrize(
+    ("classes", "words"), [(["background"], "nothing to decide"), (["a", "b", "a"], "'a' stands twice")]
+)
 def test_classes_that_cannot_be_told_apart_are_refused(camvid, tmp_path, classes, words):
     config = tiny_config(tmp_path, data__root=camvid, data__classes=json.dumps(classes), **FOLDERS).data
     with pytest.raises(ConfigError, match=f"data.classes: .*{words}"):

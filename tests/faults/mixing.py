@@ -23,7 +23,7 @@ from distill import cli, models, pipeline
 from distill.cli import run_here as main
 from distill.config.schema import Config
 from distill.data import save_preprocessing
-from distill.data.datasets import CAMVID_CLASSES
+from distill.data.layout_names import CAMVID as CAMVID_CLASSES
 from distill.training import distributed
 
 PREPROCESSING = "albumentations_config_eval.json"

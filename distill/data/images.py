@@ -1,0 +1,323 @@
+"""Image files: opened, limited in size before anything decodes them, and read as they are or as RGB.
+
+PIL opens what it reads without loss: it refuses truncated files, keeps palette indices and does not rotate images
+behind the mask's back. It has none of many channels, and of 16 bits only gray ones, so with `data.in_channels` set:
+
+- PNG of 16 bits in color: OpenCV decodes it, which albumentations brings along; PIL would cut it to 8 bits. PIL decodes
+  it first nevertheless, since OpenCV returns a truncated file as an image.
+- TIFF of many channels, or of several of more than 8 bits: tifffile (see `distill.data.tiff`), an extra.
+- `.npy`: NumPy, without pickles.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from distill.errors import ConfigError
+from distill.visualize import decoded_pixels, own_pixel_limit
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+ARRAY_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")  # of images that are read as they are
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+# PIL goes by content and knows formats that start programs (EPS); masks come in none that alters labels (JPEG).
+IMAGE_FORMATS, MASK_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP"), ("PNG", "BMP", "TIFF")
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # as RGB they would be cut off at 255
+# Channels and type of what PIL gives; palettes and single bits become what they show.
+PIL_MODES: dict[str, tuple[int, str]] = {
+    **{mode: (1, "uint16") for mode in ("I;16", "I;16B", "I;16L", "I;16N")},
+    **{mode: (n, "uint8") for mode, n in (("L", 1), ("1", 1), ("LA", 2), ("RGB", 3), ("P", 3), ("RGBA", 4))},
+    **{"RGBX": (4, "uint8"), "CMYK": (4, "uint8"), "F": (1, "float32")},
+}
+SHOWN = {"1": "L", "P": "RGB"}
+# What arrays become: floats and small signed integers are exact in float32, but for doubles.
+DTYPES = {name: name for name in ("uint8", "uint16", "float32")} | dict.fromkeys(
+    ("int8", "int16", "float16", "float64"), "float32"
+)
+MAX_CHANNELS = 512  # of OpenCV
+PNG_START, NPY_START = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ROTATED = "is rotated by an EXIF tag that masks do not have; store it rotated, without the tag"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image before it is decoded.
+
+    Attributes:
+        height: rows, as they are stored.
+        width: columns, as they are stored.
+        channels: values of a pixel.
+        dtype: `uint8`, `uint16` or `float32`, as it is read.
+        orientation: EXIF's, 1 to 8; 1 is upright.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    dtype: str = "uint8"
+    orientation: int = 1
+
+    @property
+    def size(self) -> str:
+        """Width and height, for people."""
+        return f"{self.width}×{self.height}"
+
+    @property
+    def turned(self) -> tuple[int, int]:
+        """Height and width of the upright image."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+
+def open_picture(
+    path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS, rotated: bool = False
+) -> Image.Image:
+    """Opens a file with PIL; reads the header only.
+
+    Args:
+        path: the file.
+        max_pixels: larger ones are refused.
+        formats: of PIL's, which it may have.
+        rotated: whether an EXIF tag may turn it.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, holds several pictures or is turned.
+    """
+    try:
+        size = path.stat().st_size  # 0 for a pipe, too, which would be waited for
+        if not 0 < size <= 8 * max_pixels + 1_000_000:
+            raise OSError(f"it has {size:,} bytes, more than data.max_pixels can take" if size else "it is empty")
+        with own_pixel_limit():
+            image = Image.open(path, formats=formats)
+        if decoded_pixels(image) > max_pixels:  # before anything decodes it, as looking for tags does in a PNG
+            tiles = f" in tiles of {decoded_pixels(image):,}" if image.width * image.height <= max_pixels else ""
+            more = f"is {image.width}×{image.height}{tiles}, more than data.max_pixels {max_pixels}"
+            raise ConfigError(f"{path}: {more}; set that or remove it")
+        pictures, orientation = getattr(image, "n_frames", 1), image.getexif().get(0x0112, 1)
+    except ConfigError:
+        raise
+    except Exception as error:  # PIL raises many kinds for broken files
+        kinds = ", ".join(formats)
+        raise ConfigError(f"{path}: cannot be read as {kinds} ({first_line(error)}); replace or remove it") from None
+    if image.format != "MPO" and pictures > 1:  # MPO: a photo with a smaller twin
+        raise ConfigError(f"{path}: holds {pictures} pictures; store one")
+    # A TIFF is turned by PIL itself when it is decoded.
+    if orientation != 1 and not (rotated and image.format != "TIFF" and orientation in range(2, 9)):
+        raise ConfigError(f"{path}: {ROTATED}")
+    return image
+
+
+def decode(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS, rotated: bool = False) -> Image.Image:
+    """Opens a file with PIL and decodes it, as it is stored.
+
+    Raises:
+        ConfigError: it cannot be opened (see `open_picture`) or decoded.
+    """
+    image = open_picture(path, max_pixels, formats, rotated)
+    try:
+        image.load()
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be decoded ({first_line(error)}); replace or remove it") from None
+    return image
+
+
+def read_header(path: Path, max_pixels: int, channels: int | None = None) -> Header:
+    """What a file says of its image, without decoding it.
+
+    Args:
+        path: the file.
+        max_pixels: larger ones are refused.
+        channels: `data.in_channels`.
+
+    Raises:
+        ConfigError: it cannot be opened, or has other channels.
+    """
+    kind = _kind(path) if channels else ""
+    if kind == "tiff":
+        from distill.data.tiff import tiff_header
+
+        found = tiff_header(path, max_pixels)
+    elif kind == "npy":
+        found = _header_of_array(path, _open_array(path, max_pixels))
+    else:
+        with open_picture(path, max_pixels, rotated=True) as image:
+            orientation = image.getexif().get(0x0112, 1)
+            if channels is None:
+                if image.mode in DEEP_MODES:
+                    fix = "store it with 8 bits a channel, or set data.in_channels 1 to read it as it is"
+                    raise ConfigError(f"{path}: is an image of mode {image.mode}; {fix}")
+                return Header(image.height, image.width, orientation=orientation)
+            found = _header_of_picture(path, image, kind, channels)
+    if channels != found.channels:
+        has = "1 channel" if found.channels == 1 else f"{found.channels} channels"
+        fix = "leave data.in_channels out, which reads 8 bits as RGB, or replace the file"
+        raise ConfigError(f"{path}: has {has}, data.in_channels is {channels}; {fix}")
+    return found
+
+
+def read_image(path: Path, max_pixels: int, channels: int | None = None) -> np.ndarray:
+    """An image as it is stored, unless it is to be RGB.
+
+    Args:
+        path: the file.
+        max_pixels: larger ones are refused.
+        channels: `data.in_channels`: None for RGB of 8 bits, whatever the file has.
+
+    Returns:
+        `[H, W, channels]`: uint8, uint16 or float32.
+
+    Raises:
+        ConfigError: it cannot be read, has other channels, or holds what is no number.
+    """
+    if channels is None:
+        return np.asarray(decode(path, max_pixels, rotated=True).convert("RGB"))
+    kind, header = _kind(path), read_header(path, max_pixels, channels)
+    if kind == "tiff":
+        from distill.data.tiff import read_tiff
+
+        image = read_tiff(path, max_pixels)
+    elif kind == "npy":
+        image = np.array(_open_array(path, max_pixels))
+    else:
+        picture = decode(path, max_pixels, rotated=True)
+        if kind == "deep png":
+            image = _deep_png(path)
+        else:
+            shown = "L" if channels == 1 and picture.mode not in DEEP_MODES else SHOWN.get(picture.mode, picture.mode)
+            image = np.asarray(picture if picture.mode == shown else picture.convert(shown))
+    image = np.ascontiguousarray(image.reshape(*image.shape[:2], -1), header.dtype)
+    if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():
+        count = int((~finite).sum())
+        raise ConfigError(f"{path}: {count} of its values are not finite (NaN or infinite); replace them by numbers")
+    return image
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An image `[H, W, …]` turned and mirrored as an EXIF orientation (1 to 8) says."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image `[H, W, C]` of any type at another size: bilinear, averaging over what becomes one pixel."""
+
+    def resized(plane: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return resized(image)
+    planes = np.stack([resized(plane.astype(np.float32)) for plane in np.moveaxis(image, 2, 0)], 2)
+    return planes if image.dtype.kind == "f" else planes.round().astype(image.dtype)
+
+
+def checked_bytes(path: Path, max_pixels: int, values: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raises ConfigError if a decoded image would take more than 8 bytes for each of `data.max_pixels`.
+
+    Args:
+        path: what the message names.
+        max_pixels: the limit.
+        values: height, width and channels.
+        dtype: of a value.
+    """
+    if int(np.prod(values[:2], dtype=object)) > max_pixels:
+        size_in_pixels = f"{values[1]}×{values[0]}"
+        raise ConfigError(f"{path}: is {size_in_pixels}, more than data.max_pixels {max_pixels}; set that or remove it")
+    if not 0 < values[2] <= MAX_CHANNELS or 0 in values:
+        raise ConfigError(f"{path}: has {values[2]} channels of {values[1]}×{values[0]}; replace or remove it")
+    if (size := int(np.prod(values, dtype=object)) * dtype.itemsize) > 8 * max_pixels + 1_000_000:
+        about = f"{values[2]} channels of {values[1]}×{values[0]} {dtype} take {size:,} bytes"
+        raise ConfigError(f"{path}: its {about}, more than 8 for each of data.max_pixels; set that or remove it")
+
+
+def known_dtype(path: Path, dtype: np.dtype) -> str:
+    """The type that values are read as.
+
+    Raises:
+        ConfigError: one that no image here has.
+    """
+    if (name := dtype.newbyteorder("=").name) not in DTYPES:
+        raise ConfigError(f"{path}: is an image of {name}; store it as uint8, uint16 or float32")
+    return DTYPES[name]
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of somebody else's says, on one line."""
+    return " ".join(str(error).split())[:150] or type(error).__name__
+
+
+def _kind(path: Path) -> str:
+    """Which reader a file needs, by what it begins with: `tiff`, `npy`, `deep png`, or PIL for the rest."""
+    try:
+        if not path.is_file():  # a pipe would be waited for; PIL's reader says what it is
+            return ""
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        return ""
+    if start.startswith(NPY_START):
+        return "npy"
+    if start.startswith(TIFF_STARTS):
+        return "" if _pil_reads(path) else "tiff"
+    if start.startswith(PNG_START) and len(start) > 25 and start[24] == 16:
+        return {2: "deep png", 4: "deep gray and alpha", 6: "deep png"}.get(start[25], "")
+    return ""
+
+
+def _pil_reads(path: Path) -> bool:
+    """Whether PIL reads a TIFF without loss."""
+    try:
+        with warnings.catch_warnings(action="ignore"), own_pixel_limit(), Image.open(path, formats=("TIFF",)) as image:
+            bits = image.tag_v2.get(258, (1,))  # type: ignore[attr-defined]
+            samples = image.tag_v2.get(277, 1)  # type: ignore[attr-defined]
+            deep = image.mode in DEEP_MODES or max(bits) <= 8
+            return image.mode != "I" and image.mode in PIL_MODES and deep and samples == len(image.getbands())
+    except Exception:  # PIL raises many kinds for what it does not know
+        return False
+
+
+def _header_of_picture(path: Path, image: Image.Image, kind: str, channels: int) -> Header:
+    channels_in_file, dtype = PIL_MODES.get(image.mode, (0, ""))
+    if kind.startswith("deep"):
+        channels_in_file, dtype = {"RGB": 3, "RGBA": 4}.get(image.mode, 0), "uint16"
+    if not channels_in_file or kind == "deep gray and alpha":
+        mode = kind.replace("deep", "16-bit") if kind == "deep gray and alpha" else f"mode {image.mode}"
+        raise ConfigError(f"{path}: is an image of {mode}; store it as gray, RGB or RGBA")
+    if channels == 1 and dtype == "uint8":
+        channels_in_file = 1  # color is read as gray
+    return Header(image.height, image.width, channels_in_file, dtype, image.getexif().get(0x0112, 1))
+
+
+def _deep_png(path: Path) -> np.ndarray:
+    """A PNG of 16 bits in color, which PIL has decoded to the end."""
+    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16 or image.ndim != 3:
+        raise ConfigError(f"{path}: cannot be decoded as PNG of 16 bits; replace or remove it")
+    return image[..., [2, 1, 0, *range(3, image.shape[2])]]  # OpenCV's order is BGR
+
+
+def _open_array(path: Path, max_pixels: int) -> np.ndarray:
+    """A `.npy` file as an array `[H, W]` or `[H, W, C]` that has not been read yet."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # of its header's parser
+        raise ConfigError(f"{path}: cannot be read as npy ({first_line(error)}); replace or remove it") from None
+    if array.ndim not in (2, 3):
+        shape = list(array.shape)
+        raise ConfigError(f"{path}: is an array of shape {shape}; store [height, width, channels] or [height, width]")
+    checked_bytes(path, max_pixels, (*array.shape, 1)[:3], array.dtype)
+    return array
+
+
+def _header_of_array(path: Path, array: np.ndarray) -> Header:
+    height, width, channels = (*array.shape, 1)[:3]
+    return Header(height, width, channels, known_dtype(path, array.dtype))
