@@ -206,7 +206,7 @@ def inference(args: argparse.Namespace) -> None:
     splits = open_splits(config.data)
     pair = {}
     for name, settings in (("teacher", config.teacher), ("student", config.student)):
-        pair[name] = models.load(args.folder / name, splits.classes, settings.mean, settings.std)
+        pair[name] = models.load(args.folder / name, splits.classes, settings.mean, settings.std, None, splits.image)
     names = {"student": "model.onnx", "student, 8 bits": "model.int8.onnx"}
     files = {name: path for name, file in names.items() if (path := args.folder / "student" / file).is_file()}
     image = splits.val.read(0)[0]

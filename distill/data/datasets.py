@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.batch import MAX_CLASSES, UNLABELED
+from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
 from distill.config.schema import OWN, DataConfig
 from distill.data.images import ROTATED, Header, read_header, read_image, resize_image, upright
 from distill.data.layouts import read_layout
@@ -53,6 +53,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def kind(self) -> ImageKind:
+        """What every image is."""
+        return ImageKind(self.channels, self.dtype)
 
     def __add__(self, other: Dataset) -> Dataset:
         """The items of this and then those of another."""
@@ -97,14 +102,9 @@ class Splits:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def channels(self) -> int:
-        """Values of a pixel of every image."""
-        return self.train.channels
-
-    @property
-    def dtype(self) -> str:
-        """Type of every image: `uint8`, `uint16` or `float32`."""
-        return self.train.dtype
+    def image(self) -> ImageKind:
+        """What every image is."""
+        return self.train.kind
 
     @property
     def labeled(self) -> bool:

@@ -194,7 +194,7 @@ BAD_FILES = {
         }.items()
         for value in values
     },
-    "gray images": (changed(CONFIG, in_channels=1), "in_channels: 1, but images here are RGB"),
+    "no channels": (changed(CONFIG, in_channels=0), "in_channels: 0; expected at least 1"),
     "one class": (changed(CONFIG, classes=1), "predicts one class"),
     "no class of network": (changed(CONFIG, _model_class=None), "_model_class: None; expected"),
     "a weights file elsewhere": (changed(CONFIG, checkpoint_path="x.pt"), "checkpoint_path: would read another file"),
