@@ -1,9 +1,12 @@
+import contextlib
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, flags, tiny_config
 
+from distill.cli import benchmark, memory
 from distill.cli import measure as script
 from distill.config.schema import dump
 
@@ -36,6 +39,47 @@ def test_steps_are_measured_and_written_with_their_command(tmp_path, capsys, nam
         assert all(time > 0 for times in found["seconds"].values() for time in times)
         assert all(contender in said for contender in found["seconds"])
     assert "asked once for 8 images" in said or name == "validation"
+
+
+def test_memory_is_measured_in_processes_of_their_own(tmp_path, capsys, monkeypatch):
+    small = TINY | {"mixed_precision": "no", "kd.weight": 1}
+    small = {k: v for k, v in small.items() if not k.endswith("max_train_steps") and k != "logging_steps"}
+    started = []
+
+    def run_here(command, env, stdout):  # a fresh process takes its seconds to import
+        started.append(command[command.index("--only") + 1])
+        assert command[1:5] == ["-m", "distill", "benchmark", "memory"]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            script.main(command[4:])
+        assert "is asked once for each" not in said.getvalue() or len(started) == 1
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(memory.subprocess, "run", run_here)
+    script.main(["memory", "--repeat", "1", "--output", str(tmp_path / "found.json"), *flags(small)])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert started == [memory.CACHED, *memory.CONTENDERS] and list(found["bytes"]) == list(memory.CONTENDERS)
+    assert found["shape"] == [2, 10, 64, 64] and all(found["bytes_at_start"].values())
+    said = capsys.readouterr().out
+    assert all(name in said for name in memory.CONTENDERS) and "1.00 × labels alone" in said
+
+
+def test_a_process_that_fails_ends_the_measurement(tmp_path, capsys, monkeypatch):
+    code = -9
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
+    assert benchmark(["memory"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "distill: error: benchmark memory: 'asked once' was killed by signal 9; set a smaller batch or crop"
+    )
+    code = 1  # it has said itself what was wrong
+    with pytest.raises(SystemExit, match="1"):
+        benchmark(["memory"])
+
+
+def test_bad_settings_are_named_in_a_line(capsys):
+    assert benchmark(["step", "--data.format=folders", "--data.root=nowhere"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("distill: error: data.classes: format 'folders' needs the class names")
 
 
 def test_what_no_command_knows_is_refused(capsys):
