@@ -18,28 +18,28 @@ from typing import Any
 
 import torch
 
-from distill.cli.steps import PLAIN, Step, plain_step, run_of, targets_of, trainer_step
+from distill.cli.steps import ONCE, PLAIN, Step, plain_step, run_of, targets_of, trainer_step
 from distill.errors import ConfigError
 from distill.training.context import Run
 from distill.training.teacher import CachedTeacher, Teacher
 
-ALONE, ONLINE, CACHED = "labels alone", "asked at every step", "asked once"
+ALONE, ONLINE = "labels alone", "asked at every step"
 
 
 def _step(run: Run, name: str) -> Step:
     """The step of a contender, with the networks that it needs and no others."""
     torch.manual_seed(run.config.seed)  # the same teacher in every process
     device, targets, teacher = run.accelerator.device, None, None
-    if name in (ONLINE, CACHED):
+    if name in (ONLINE, ONCE):
         network, targets = targets_of(run)
-        teacher = CachedTeacher(network, targets) if name == CACHED else Teacher(network, run.precision)
-    batch = next(run.train_batches(0, unlabeled=False, targets=targets if name == CACHED else None)).to(device)
+        teacher = CachedTeacher(network, targets) if name == ONCE else Teacher(network, run.precision)
+    batch = next(run.train_batches(0, unlabeled=False, targets=targets if name == ONCE else None)).to(device)
     if name == PLAIN:
         return plain_step(run.config, run.splits.classes, batch)
     return trainer_step(run, batch, teacher)
 
 
-CONTENDERS = (ALONE, CACHED, ONLINE, PLAIN)
+CONTENDERS = (ALONE, ONCE, ONLINE, PLAIN)
 
 
 def status(name: str) -> int:
@@ -74,7 +74,7 @@ def memory(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
         return measured(args.only, args.repeat, flags)
     with TemporaryDirectory() as folder:
         flags = [*flags, f"--teacher.cache.dir={folder}/answers"]
-        in_a_process(CACHED, 1, flags, Path(folder))  # fills the folder, so that none of those compared has to
+        in_a_process(ONCE, 1, flags, Path(folder))  # fills the folder, so that none of those compared has to
         found = {name: in_a_process(name, args.repeat, flags, Path(folder)) for name in CONTENDERS}
     first = found[ALONE]
     print(f"torch {torch.__version__}, {first['device']}; {'×'.join(map(str, first['shape']))}")
