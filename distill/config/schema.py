@@ -15,6 +15,7 @@ import yaml
 from distill.losses.sections import TermsConfig
 from distill.losses.validation import Settings
 
+NAMED_BY_SETTINGS = ("folders", "csv", "mmseg")  # formats whose classes `data.classes` names
 OWN = "own"  # in place of a name: handed over in Python, see `distill.distill`
 
 
