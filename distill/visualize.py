@@ -63,22 +63,6 @@ def palette_image(mask: np.ndarray, palette: Palette) -> Image.Image:
     return image
 
 
-def displayed(image: np.ndarray) -> np.ndarray:
-    """An image of any channels and type as people can see it: uint8 `[H, W, 3]`.
-
-    Args:
-        image: `[H, W, C]`. uint8 RGB stays as it is; of others the first three channels are shown (of two, the first),
-            each stretched between its 1st and 99th percentile unless it has 8 bits.
-    """
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return image
-    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, 2)
-    if shown.dtype != np.uint8:
-        low, high = np.percentile(shown, (1, 99), axis=(0, 1))
-        shown = 255 * (shown.astype(np.float32) - low) / np.maximum(high - low, 1e-12)
-    return np.ascontiguousarray(shown.clip(0, 255).astype(np.uint8))
-
-
 def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:
     """The mask's colors over the image.
 

@@ -50,10 +50,10 @@ def run(args: argparse.Namespace, config: DataConfig) -> int:
         say(note)
     for name, part in found.items():
         say(_counts(name, part))
-    kind = "RGB" if config.in_channels is None and splits.channels == 3 else f"{splits.channels} channel(s)"
-    say(f"images: {kind} of {splits.dtype}")
+    kind = "RGB" if config.in_channels is None and splits.train.channels == 3 else f"{splits.train.channels} channel(s)"
+    say(f"images: {kind} of {splits.train.dtype}")
     bad = [line for part in found.values() for line in part.bad]
-    if not bad and (splits.dtype != "uint8" or splits.channels != 3):
+    if not bad and (splits.train.dtype != "uint8" or splits.train.channels != 3):
         statistics = channel_statistics(splits)
         for label in ("mean", "std", "low", "high"):
             say(f"  {label:5}" + " ".join(f"{value:.6g}" for value in getattr(statistics, label)))

@@ -7,9 +7,8 @@ from PIL import Image, ImageEnhance
 from distill.cli import main
 from distill.config.schema import DataConfig
 from distill.data import open_splits
-from distill.data.survey import contact_sheet, perceptual_hash, survey, twice
+from distill.data.survey import contact_sheet, displayed, perceptual_hash, survey, twice
 from distill.data.synthetic import scene
-from distill.visualize import displayed
 
 
 @pytest.fixture

@@ -303,7 +303,7 @@ GUARDS = [
     ),
     Guard(
         "bytes of an image",
-        "data/images.py",
+        "data/arrays.py",
         "dtype.itemsize) > 8 * max_pixels + 1_000_000:",
         "dtype.itemsize) < 0:",
         "tests/data/test_images.py -k bad_images",
