@@ -68,8 +68,10 @@ def open_picture(
     except ConfigError:
         raise
     except Exception as error:  # PIL raises many kinds for broken files
-        kinds = ", ".join(formats)
-        raise ConfigError(f"{path}: cannot be read as {kinds} ({first_line(error)}); replace or remove it") from None
+        kinds, fix = ", ".join(formats), "replace or remove it"
+        if formats == IMAGE_FORMATS and _start(path).startswith(TIFF_STARTS):
+            fix += ", or set data.in_channels if it is a TIFF of other channels than RGB"
+        raise ConfigError(f"{path}: cannot be read as {kinds} ({first_line(error)}); {fix}") from None
     if image.format != "MPO" and pictures > 1:  # MPO: a photo with a smaller twin
         raise ConfigError(f"{path}: holds {pictures} pictures; store one")
     # A TIFF is turned by PIL itself when it is decoded.
@@ -188,13 +190,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _kind(path: Path) -> str:
     """Which reader a file needs, by what it begins with: `tiff`, `npy`, `deep png`, or PIL for the rest."""
-    try:
-        if not path.is_file():  # a pipe would be waited for; PIL's reader says what it is
-            return ""
-        with path.open("rb") as file:
-            start = file.read(32)
-    except OSError:
-        return ""
+    start = _start(path)
     if start.startswith(NPY_START):
         return "npy"
     if start.startswith(TIFF_STARTS):
@@ -202,6 +198,17 @@ def _kind(path: Path) -> str:
     if start.startswith(PNG_START) and len(start) > 25 and start[24] == 16:
         return {2: "deep png", 4: "deep gray and alpha", 6: "deep png"}.get(start[25], "")
     return ""
+
+
+def _start(path: Path) -> bytes:
+    """A file's first bytes; none if it is no file, or cannot be read: PIL's reader says so."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return b""
+        with path.open("rb") as file:
+            return file.read(32)
+    except OSError:
+        return b""
 
 
 def _pil_reads(path: Path) -> bool:

@@ -323,6 +323,16 @@ def test_sixteen_bits_without_the_setting_say_what_to_set(tmp_path):
         open_splits(config).train.read(0)
 
 
+def test_files_that_need_the_setting_say_so(tmp_path):
+    settings = folder(tmp_path, 6, "uint16", ".tif", more=False)
+    with pytest.raises(ConfigError, match=r"train0\.tif: cannot be read as .*set data\.in_channels if it is a TIFF"):
+        open_splits(DataConfig(**settings | {"in_channels": None})).train.read(0)
+    assert open_splits(DataConfig(**settings)).train.read(0)[0].shape == (HEIGHT, WIDTH, 6)
+    settings = folder(tmp_path / "arrays", 2, "uint8", ".npy", more=False)
+    with pytest.raises(ConfigError, match=r"holds no images .*; for its \.npy files, set data\.in_channels"):
+        open_splits(DataConfig(**settings | {"in_channels": None}))
+
+
 def test_statistics_are_those_of_the_pixels_and_scale_with_them(tmp_path):
     config = DataConfig(**folder(tmp_path, 6, "uint16", more=False))
     splits = open_splits(config)
