@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from distill import models
-from distill.batch import RGB, ImageKind
 from distill.config.schema import IMAGENET_MEAN, IMAGENET_STD, OWN, Config, NetworkConfig, dump
 from distill.data import Splits, channel_statistics, check_once, open_splits, save_preprocessing
 from distill.data.class_weights import class_weights
@@ -202,7 +201,7 @@ def with_normalization(config: Config, splits: Splits) -> Config:
     for name in ("teacher", "student"):
         section: NetworkConfig = getattr(config, name)
         usual = (section.mean, section.std) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
-        if usual and (splits.image != RGB or section.channels is not None):
+        if usual and (splits.image != models.RGB or section.channels is not None):
             check_bands(section.channels, splits.image)
             found = found or channel_statistics(splits)
             bands, white = section.channels or range(splits.image.channels), splits.image.white
@@ -226,7 +225,7 @@ def count_classes(splits: Splits) -> torch.Tensor:
 
 
 def dry_run(
-    config: Config, classes: list[str], own: Mapping[str, Any] | None = None, image: ImageKind = RGB
+    config: Config, classes: list[str], own: Mapping[str, Any] | None = None, image: models.ImageKind = models.RGB
 ) -> Objective:
     """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained.
 

@@ -63,7 +63,7 @@ def test_several_processes_are_started_and_say_one_line_when_they_fail(tmp_path)
 def test_a_wrong_command_is_one_line(capsys):
     assert cli.main(["trian"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "distill: error: 'trian' is not one of train, cache, predict, evaluate, sweep, benchmark; see distill --help"
+        f"distill: error: 'trian' is not one of {', '.join(cli.COMMANDS)}; see distill --help"
     ]
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0

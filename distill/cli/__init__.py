@@ -151,7 +151,15 @@ def benchmark(argv: Sequence[str], prog: str = "distill benchmark") -> int:
         return 1
 
 
+def data(argv: Sequence[str], prog: str = "distill data") -> int:
+    """What a data set holds."""
+    from distill.cli.survey import main
+
+    return main(argv, prog)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
+    "data": (data, "look at a data set: counts, sizes, classes, images that stand twice, and a sheet of samples"),
     "train": (train, "train a teacher (or load one), distil a student, export it to ONNX and report on all of it"),
     "cache": (
         cache,

@@ -16,6 +16,7 @@ from distill.losses.sections import TermsConfig
 from distill.losses.validation import Settings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NAMED_BY_SETTINGS = ("folders", "csv", "mmseg")  # formats whose classes `data.classes` names
 OWN = "own"  # in place of a name: handed over in Python, see `distill.distill`
 
 

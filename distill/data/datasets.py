@@ -13,7 +13,8 @@ import numpy as np
 
 from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
 from distill.config.schema import OWN, DataConfig
-from distill.data.images import ROTATED, Header, read_header, read_image, resize_image, upright
+from distill.data.arrays import Header
+from distill.data.images import ROTATED, read_header, read_image, resize_image, upright
 from distill.data.layouts import read_layout
 from distill.data.masks import Coding, coding, inspect_mask, read_mask
 from distill.data.pairs import PairOfFiles, find_images

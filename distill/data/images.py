@@ -12,13 +12,13 @@ behind the mask's back. It has none of many channels, and of 16 bits only gray o
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from distill.data.arrays import Header, array_header, first_line, open_array
 from distill.errors import ConfigError
 from distill.visualize import decoded_pixels, own_pixel_limit
 
@@ -35,43 +35,9 @@ PIL_MODES: dict[str, tuple[int, str]] = {
     **{"RGBX": (4, "uint8"), "CMYK": (4, "uint8"), "F": (1, "float32")},
 }
 SHOWN = {"1": "L", "P": "RGB"}
-# What arrays become: floats and small signed integers are exact in float32, but for doubles.
-DTYPES = {name: name for name in ("uint8", "uint16", "float32")} | dict.fromkeys(
-    ("int8", "int16", "float16", "float64"), "float32"
-)
-MAX_CHANNELS = 512  # of OpenCV
 PNG_START, NPY_START = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ROTATED = "is rotated by an EXIF tag that masks do not have; store it rotated, without the tag"
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of its image before it is decoded.
-
-    Attributes:
-        height: rows, as they are stored.
-        width: columns, as they are stored.
-        channels: values of a pixel.
-        dtype: `uint8`, `uint16` or `float32`, as it is read.
-        orientation: EXIF's, 1 to 8; 1 is upright.
-    """
-
-    height: int
-    width: int
-    channels: int = 3
-    dtype: str = "uint8"
-    orientation: int = 1
-
-    @property
-    def size(self) -> str:
-        """Width and height, for people."""
-        return f"{self.width}×{self.height}"
-
-    @property
-    def turned(self) -> tuple[int, int]:
-        """Height and width of the upright image."""
-        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def open_picture(
@@ -102,8 +68,10 @@ def open_picture(
     except ConfigError:
         raise
     except Exception as error:  # PIL raises many kinds for broken files
-        kinds = ", ".join(formats)
-        raise ConfigError(f"{path}: cannot be read as {kinds} ({first_line(error)}); replace or remove it") from None
+        kinds, fix = ", ".join(formats), "replace or remove it"
+        if formats == IMAGE_FORMATS and _start(path).startswith(TIFF_STARTS):
+            fix += ", or set data.in_channels if it is a TIFF of other channels than RGB"
+        raise ConfigError(f"{path}: cannot be read as {kinds} ({first_line(error)}); {fix}") from None
     if image.format != "MPO" and pictures > 1:  # MPO: a photo with a smaller twin
         raise ConfigError(f"{path}: holds {pictures} pictures; store one")
     # A TIFF is turned by PIL itself when it is decoded.
@@ -143,7 +111,7 @@ def read_header(path: Path, max_pixels: int, channels: int | None = None) -> Hea
 
         found = tiff_header(path, max_pixels)
     elif kind == "npy":
-        found = _header_of_array(path, _open_array(path, max_pixels))
+        found = array_header(path, open_array(path, max_pixels))
     else:
         with open_picture(path, max_pixels, rotated=True) as image:
             orientation = image.getexif().get(0x0112, 1)
@@ -182,7 +150,7 @@ def read_image(path: Path, max_pixels: int, channels: int | None = None) -> np.n
 
         image = read_tiff(path, max_pixels)
     elif kind == "npy":
-        image = np.array(_open_array(path, max_pixels))
+        image = np.array(open_array(path, max_pixels))
     else:
         picture = decode(path, max_pixels, rotated=True)
         if kind == "deep png":
@@ -220,50 +188,9 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return planes if image.dtype.kind == "f" else planes.round().astype(image.dtype)
 
 
-def checked_bytes(path: Path, max_pixels: int, values: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises ConfigError if a decoded image would take more than 8 bytes for each of `data.max_pixels`.
-
-    Args:
-        path: what the message names.
-        max_pixels: the limit.
-        values: height, width and channels.
-        dtype: of a value.
-    """
-    if int(np.prod(values[:2], dtype=object)) > max_pixels:
-        size_in_pixels = f"{values[1]}×{values[0]}"
-        raise ConfigError(f"{path}: is {size_in_pixels}, more than data.max_pixels {max_pixels}; set that or remove it")
-    if not 0 < values[2] <= MAX_CHANNELS or 0 in values:
-        raise ConfigError(f"{path}: has {values[2]} channels of {values[1]}×{values[0]}; replace or remove it")
-    if (size := int(np.prod(values, dtype=object)) * dtype.itemsize) > 8 * max_pixels + 1_000_000:
-        about = f"{values[2]} channels of {values[1]}×{values[0]} {dtype} take {size:,} bytes"
-        raise ConfigError(f"{path}: its {about}, more than 8 for each of data.max_pixels; set that or remove it")
-
-
-def known_dtype(path: Path, dtype: np.dtype) -> str:
-    """The type that values are read as.
-
-    Raises:
-        ConfigError: one that no image here has.
-    """
-    if (name := dtype.newbyteorder("=").name) not in DTYPES:
-        raise ConfigError(f"{path}: is an image of {name}; store it as uint8, uint16 or float32")
-    return DTYPES[name]
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of somebody else's says, on one line."""
-    return " ".join(str(error).split())[:150] or type(error).__name__
-
-
 def _kind(path: Path) -> str:
     """Which reader a file needs, by what it begins with: `tiff`, `npy`, `deep png`, or PIL for the rest."""
-    try:
-        if not path.is_file():  # a pipe would be waited for; PIL's reader says what it is
-            return ""
-        with path.open("rb") as file:
-            start = file.read(32)
-    except OSError:
-        return ""
+    start = _start(path)
     if start.startswith(NPY_START):
         return "npy"
     if start.startswith(TIFF_STARTS):
@@ -271,6 +198,17 @@ def _kind(path: Path) -> str:
     if start.startswith(PNG_START) and len(start) > 25 and start[24] == 16:
         return {2: "deep png", 4: "deep gray and alpha", 6: "deep png"}.get(start[25], "")
     return ""
+
+
+def _start(path: Path) -> bytes:
+    """A file's first bytes; none if it is no file, or cannot be read: PIL's reader says so."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return b""
+        with path.open("rb") as file:
+            return file.read(32)
+    except OSError:
+        return b""
 
 
 def _pil_reads(path: Path) -> bool:
@@ -303,21 +241,3 @@ def _deep_png(path: Path) -> np.ndarray:
     if image is None or image.dtype != np.uint16 or image.ndim != 3:
         raise ConfigError(f"{path}: cannot be decoded as PNG of 16 bits; replace or remove it")
     return image[..., [2, 1, 0, *range(3, image.shape[2])]]  # OpenCV's order is BGR
-
-
-def _open_array(path: Path, max_pixels: int) -> np.ndarray:
-    """A `.npy` file as an array `[H, W]` or `[H, W, C]` that has not been read yet."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # of its header's parser
-        raise ConfigError(f"{path}: cannot be read as npy ({first_line(error)}); replace or remove it") from None
-    if array.ndim not in (2, 3):
-        shape = list(array.shape)
-        raise ConfigError(f"{path}: is an array of shape {shape}; store [height, width, channels] or [height, width]")
-    checked_bytes(path, max_pixels, (*array.shape, 1)[:3], array.dtype)
-    return array
-
-
-def _header_of_array(path: Path, array: np.ndarray) -> Header:
-    height, width, channels = (*array.shape, 1)[:3]
-    return Header(height, width, channels, known_dtype(path, array.dtype))

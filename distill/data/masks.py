@@ -190,7 +190,7 @@ def _places(path: Path, mask: Image.Image, colors: Mapping[int, int]) -> np.ndar
         color = [number >> 16, number >> 8 & 255, number & 255]
         raise ConfigError(
             f"{path}: color {color} ({int((numbers == number).sum())} pixels) is not in data.mask_colors; add it "
-            f"(behind the classes' it means void) or remove it: was the mask saved or resized with blended colors?"
+            f"(after those of the classes it means void) or remove it; was the mask resized with blended colors?"
         )
     return np.array([colors[int(number)] for number in known])[place]
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from distill.batch import VOID
 from distill.config.schema import DataConfig
+from distill.data.arrays import DTYPES
 from distill.data.datasets import Dataset, Pair, Splits, check_classes, first
-from distill.data.images import DTYPES
 from distill.errors import ConfigError
 
 

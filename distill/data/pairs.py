@@ -78,7 +78,9 @@ def find_images(folder: Path, as_they_are: bool) -> dict[str, Path]:
     """
     suffixes = ARRAY_SUFFIXES if as_they_are else IMAGE_SUFFIXES
     if not (found := find(folder, suffixes)):
-        raise ConfigError(f"{folder}: holds no images ({', '.join(suffixes)})")
+        arrays = not as_they_are and any(folder.rglob("*.npy"))
+        hint = "; for its .npy files, set data.in_channels to the number of their channels" if arrays else ""
+        raise ConfigError(f"{folder}: holds no images ({', '.join(suffixes)}){hint}")
     return found
 
 

@@ -218,7 +218,8 @@ class CachedTargets:
 def known_by(dataset: Dataset, image_size: Sequence[int] | None) -> list[str]:
     """What each image is known by: its file's bytes and how it is read, or its pixels if it has no file."""
     size = f"-{image_size[0]}x{image_size[1]}" if image_size else ""
-    size += f"-{dataset.channels}" if dataset.channels != 3 else ""  # one file may be read as gray and as RGB
+    if (dataset.channels, dataset.dtype) != (3, "uint8"):  # one file may be read as gray, as RGB and with all its bits
+        size += f"-{dataset.channels}x{dataset.dtype}"
     return [
         content_hash(files[0])[:32] + size if files else pixel_hash(dataset.read(i)[0])
         for i, files in enumerate(dataset.files)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.images import Header, checked_bytes, first_line, known_dtype
+from distill.data.arrays import Header, checked_bytes, first_line, known_dtype
 from distill.errors import ConfigError
 
 NONE, LZW, DEFLATE, OLD_DEFLATE = 1, 5, 8, 32946  # compressions, tag 259

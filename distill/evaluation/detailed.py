@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from distill.batch import UNLABELED, VOID
 from distill.config.parse import parse as parse_settings
-from distill.config.schema import DataConfig
+from distill.config.schema import NAMED_BY_SETTINGS, DataConfig
 from distill.data import Dataset, Splits, open_splits
 from distill.deployment.runtime import Segmenter, open_model
 from distill.deployment.torch_runtime import SmpFolder
@@ -243,7 +243,7 @@ def free_folder(wanted: Path | None) -> Path:
 
 def open_data(data: DataConfig, model: Segmenter) -> Splits:
     """The data; classes that its settings do not name are the network's."""
-    if data.format == "folders" and not data.classes:
+    if data.format in NAMED_BY_SETTINGS and not data.classes:
         data = replace(data, classes=model.classes, palette=data.palette or [list(color) for color in model.palette])
     return open_splits(data)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
-from distill.config.schema import Config
+from distill.config.schema import NAMED_BY_SETTINGS, Config
 from distill.deployment.onnx_export import OnnxFile
 from distill.errors import ConfigError, cell, printable
 from distill.losses import TERMS
@@ -34,7 +34,8 @@ def write_card(folder: Path, config: Config, results: Results) -> None:
     student, teacher, classes, onnx = results.student, results.teacher, results.classes, results.files.onnx
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     made = as_made(config, record["settings"])  # a setting may have changed since
-    data = config.data.format if config.data.format != "folders" else printable(Path(config.data.root).resolve().name)
+    named = config.data.format not in NAMED_BY_SETTINGS
+    data = config.data.format if named else printable(Path(config.data.root).resolve().name)
     scored = EvalResult(
         task_type="image-segmentation",
         dataset_type=data,

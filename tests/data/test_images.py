@@ -264,7 +264,7 @@ def folder(root: Path, channels: int, dtype: str, suffix: str = ".npy", more: bo
         (root / split / "images").mkdir(parents=True)
         (root / split / "masks").mkdir()
         for i in range(count):
-            write(root / split / "images" / f"{split}{i}{suffix}", values(channels, dtype, hash((split, i)) % 1000))
+            write(root / split / "images" / f"{split}{i}{suffix}", values(channels, dtype, 100 * i + len(split)))
             mask = (np.indices((HEIGHT, WIDTH)).sum(0) // 9 % 2).astype(np.uint8)
             Image.fromarray(mask).save(root / split / "masks" / f"{split}{i}.png")
     settings = {"format": "folders", "root": str(root), "classes": ["a", "b"], "in_channels": channels}
@@ -289,7 +289,7 @@ def test_the_whole_way_from_the_settings_to_a_batch(tmp_path, channels, dtype):
     suffix = ".png" if dtype == "uint8" else ".npy"
     config = DataConfig(**folder(tmp_path, channels, dtype, suffix), augmentations=PHOTOMETRIC)
     splits = open_splits(config)
-    assert (splits.channels, splits.dtype) == (channels, dtype)
+    assert (splits.train.channels, splits.train.dtype) == (channels, dtype)
     assert sum(check_splits(splits, config)) == 3 * HEIGHT * WIDTH
     both = splits.train + splits.unlabeled
     assert (both.channels, both.dtype) == (channels, dtype)
@@ -321,6 +321,16 @@ def test_sixteen_bits_without_the_setting_say_what_to_set(tmp_path):
     config = DataConfig(**settings | {"in_channels": None})
     with pytest.raises(ConfigError, match=r"8 bits a channel, or set data\.in_channels 1"):
         open_splits(config).train.read(0)
+
+
+def test_files_that_need_the_setting_say_so(tmp_path):
+    settings = folder(tmp_path, 6, "uint16", ".tif", more=False)
+    with pytest.raises(ConfigError, match=r"train0\.tif: cannot be read as .*set data\.in_channels if it is a TIFF"):
+        open_splits(DataConfig(**settings | {"in_channels": None})).train.read(0)
+    assert open_splits(DataConfig(**settings)).train.read(0)[0].shape == (HEIGHT, WIDTH, 6)
+    settings = folder(tmp_path / "arrays", 2, "uint8", ".npy", more=False)
+    with pytest.raises(ConfigError, match=r"holds no images .*; for its \.npy files, set data\.in_channels"):
+        open_splits(DataConfig(**settings | {"in_channels": None}))
 
 
 def test_statistics_are_those_of_the_pixels_and_scale_with_them(tmp_path):
@@ -372,7 +382,7 @@ def test_drawn_scenes_in_other_channels_and_depths(channels, depth):
     config = DataConfig(synthetic_channels=channels, synthetic_depth=depth, synthetic_train=2, synthetic_val=1)
     splits = open_splits(config)
     (image, mask), (usual, usual_mask) = splits.train.read(1), open_splits(DataConfig()).train.read(1)
-    assert (image.shape[2], image.dtype.name) == (channels, depth) == (splits.channels, splits.dtype)
+    assert (image.shape[2], image.dtype.name) == (channels, depth) == (splits.train.channels, splits.train.dtype)
     assert (mask == usual_mask).all()
     assert (image == open_splits(config).train.read(1)[0]).all(), "the same each time"
     bright = np.corrcoef(image.astype(float).mean(2).ravel(), usual.mean(2).ravel())[0, 1]
@@ -388,12 +398,12 @@ def test_own_data_of_other_channels():
     deep, gray = values(5, "uint16"), values(1, "uint8")
     config = DataConfig(format="own", classes=["a", "b"], in_channels=5)
     splits = own_splits([(torch.from_numpy(deep.astype(np.float32)).permute(2, 0, 1), mask)], [(deep, mask)], config)
-    assert (splits.channels, splits.dtype) == (5, "float32")
+    assert (splits.train.channels, splits.train.dtype) == (5, "float32")
     assert (splits.train.read(0)[0] == deep).all()
     with pytest.raises(ConfigError, match=r"val\[0\]: its image is uint16, but the first one is float32"):
         splits.val.read(0)
     config.in_channels = 1
     splits = own_splits([(gray[..., 0], mask)], [(gray, mask)], config)
-    assert (splits.channels, splits.dtype, splits.val.read(0)[0].shape) == (1, "uint8", (HEIGHT, WIDTH, 1))
+    assert (splits.train.channels, splits.train.dtype, splits.val.read(0)[0].shape) == (1, "uint8", (HEIGHT, WIDTH, 1))
     with pytest.raises(ConfigError, match=r"expected \[H, W, 1\], as data\.in_channels says"):
         own_splits([(deep, mask)], [(deep, mask)], config)

@@ -23,6 +23,7 @@ class Guard:
 
 
 CHECKPOINT, TRAIN, DATA = "tests/training/test_checkpoint.py", "tests/training/test_train.py", "tests/data/test_data.py"
+LAYOUTS = "tests/data/test_layouts.py -k masks"
 PREDICT = "tests/deployment/test_predict.py"
 FAULTS = "tests/faults/"
 SAME_BITS = f"{TRAIN} -k same_bits"
@@ -279,7 +280,13 @@ GUARDS = [
         'known.get("sha256")',
         "tests/data/test_checks.py",
     ),
-    Guard("EXIF", "data/datasets.py", "if header.orientation != 1 and not tells:", "if False:", DATA),
+    Guard(
+        "EXIF",
+        "data/datasets.py",
+        "if header.orientation != 1 and not tells:",
+        "if False:",
+        "tests/data/test_layouts.py -k rotated",
+    ),
     Guard(
         "8 bits a channel",
         "data/images.py",
@@ -296,7 +303,7 @@ GUARDS = [
     ),
     Guard(
         "bytes of an image",
-        "data/images.py",
+        "data/arrays.py",
         "dtype.itemsize) > 8 * max_pixels + 1_000_000:",
         "dtype.itemsize) < 0:",
         "tests/data/test_images.py -k bad_images",
