@@ -16,7 +16,7 @@ from distill.config.schema import OWN, DataConfig
 from distill.data.arrays import Header
 from distill.data.images import ROTATED, read_header, read_image, resize_image, upright
 from distill.data.layouts import read_layout
-from distill.data.masks import Coding, coding, inspect_mask, read_mask
+from distill.data.masks import Coding, Labels, coding, inspect_mask, read_mask
 from distill.data.pairs import PairOfFiles, find_images
 from distill.data.synthetic import bands, scene, shapes
 from distill.data.transforms import resize_labels
@@ -123,10 +123,9 @@ def open_splits(config: DataConfig) -> Splits:
         raise ConfigError(f"data.format: {OWN!r} is data handed over in Python; call distill.distill as before")
     notes: list[str] = []
     if config.format == "synthetic":
-        classes: Sequence[str] = shapes.CLASSES
-        palette: Sequence[Sequence[int]] = shapes.PALETTE
+        how = coding(Labels(shapes.CLASSES, shapes.PALETTE, own_names=True), config.labels)
         sizes = (config.synthetic_train, config.synthetic_val)
-        train, val = (_synthetic(config, seed, n) for seed, n in enumerate(sizes))
+        train, val = (_synthetic(config, seed, n, how.table) for seed, n in enumerate(sizes))
         kind, void = Header(0, 0, train.channels, train.dtype), [config.ignore_index]
         known = kind, Path()
         if config.in_channels not in (None, config.synthetic_channels):
@@ -138,14 +137,14 @@ def open_splits(config: DataConfig) -> Splits:
         how = coding(layout.labels, config.labels)
         known = _known(config, layout.train[0].image)
         train, val = (_files(config, pairs, how, known) for pairs in (layout.train, layout.val))
-        classes, palette, void, notes = how.classes, how.palette, how.void, list(layout.notes)
+        void, notes = how.void, list(layout.notes)
     train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
     unlabeled = None
     if config.unlabeled:
         folder = Path(config.root) / config.unlabeled
         pairs = [PairOfFiles(key, path) for key, path in find_images(folder, bool(config.in_channels)).items()]
         unlabeled = _files(config, pairs, None, known)
-    return Splits(train, val, *check_classes(classes, palette), unlabeled, void, notes)
+    return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, void, notes)
 
 
 def check_classes(
@@ -177,14 +176,14 @@ def first(dataset: Dataset, count: int | None) -> Dataset:
     return replace(dataset, names=dataset.names[:count], files=dataset.files[:count])
 
 
-def _synthetic(config: DataConfig, seed: int, length: int) -> Dataset:
+def _synthetic(config: DataConfig, seed: int, length: int, ids: np.ndarray) -> Dataset:
     height, width = config.synthetic_size
     names = [f"scene-{seed}-{i:05d}" for i in range(length)]
     channels, depth = config.synthetic_channels, config.synthetic_depth
 
     def read(index: int) -> Pair:
         image, mask = scene.render(seed, index, height, width)
-        return bands.spread(image, seed, index, channels, depth), mask
+        return bands.spread(image, seed, index, channels, depth), ids[mask].astype(np.uint8)
 
     return Dataset(
         names,

@@ -16,7 +16,7 @@ from distill.errors import ConfigError
 MASK_MODES = ("L", "P", "I", "I;16")
 COLOR_MODES = ("RGB", "RGBA", "P", "L")
 LABELS = 65536
-IGNORE = "ignore"
+IGNORE, REST = "ignore", "*"
 
 Color = Sequence[int]
 
@@ -68,12 +68,14 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
 
     Args:
         labels: what the files hold.
-        changes: `data.labels`: name or value → name of a class, or `ignore`.
+        changes: `data.labels`: name or value → name of a class, or `ignore`; `*` is every name that is not listed.
 
     Raises:
         ConfigError: a name that there is not, a value or color that no mask holds, colors that stand twice.
     """
-    by_value, by_name = _sorted_out(labels, changes or {})
+    changes = changes or {}
+    rest = {name: changes[REST] for name in labels.classes} if REST in changes else {}
+    by_value, by_name = _sorted_out(labels, {**rest, **{k: v for k, v in changes.items() if k != REST}})
     targets = [by_name.get(name, name) for name in labels.classes]
     listed = dict.fromkeys([*targets, *by_value.values()])  # in the order in which they come
     classes = [name for name in listed if name != IGNORE]

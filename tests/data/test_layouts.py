@@ -316,6 +316,16 @@ def test_masks_in_colors_that_are_not_listed(tmp_path):
     assert palette.classes == ["ground", "lane"]
 
 
+def test_all_classes_that_are_not_listed_can_become_one():
+    config = DataConfig(labels={"boat": "boat", "*": "rest"}, synthetic_train=3, synthetic_val=1)
+    merged, whole = open_splits(config), open_splits(DataConfig(synthetic_train=3, synthetic_val=1))
+    assert merged.classes == ["rest", "boat"]
+    boat = whole.classes.index("boat")
+    for i in range(3):
+        mask, known = merged.train.read(i)[1], whole.train.read(i)[1]
+        assert np.array_equal(mask, np.where(known == 255, 255, known == boat))
+
+
 def test_merged_colors(tmp_path):
     settings = folders(tmp_path, np.array(COLORS)) | {"classes": ["a", "b", "c"]}
     splits = opened(tmp_path, **settings, mask_colors=[list(c) for c in COLORS], labels={"c": "a"})
