@@ -74,7 +74,7 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
         ConfigError: a name that there is not, a value or color that no mask holds, colors that stand twice.
     """
     changes = changes or {}
-    rest = {name: changes[REST] for name in labels.classes} if REST in changes else {}
+    rest: dict[str | int, str] = {name: changes[REST] for name in labels.classes} if REST in changes else {}
     by_value, by_name = _sorted_out(labels, {**rest, **{k: v for k, v in changes.items() if k != REST}})
     targets = [by_name.get(name, name) for name in labels.classes]
     listed = dict.fromkeys([*targets, *by_value.values()])  # in the order in which they come
