@@ -16,7 +16,7 @@ from distill.errors import ConfigError
 MASK_MODES = ("L", "P", "I", "I;16")
 COLOR_MODES = ("RGB", "RGBA", "P", "L")
 LABELS = 65536
-IGNORE = "ignore"
+IGNORE, REST = "ignore", "*"
 
 Color = Sequence[int]
 
@@ -68,7 +68,7 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
 
     Args:
         labels: what the files hold.
-        changes: `data.labels`: name or value → name of a class, or `ignore`.
+        changes: `data.labels`: name or value → name of a class, or `ignore`; `*` stands for all that is not named.
 
     Raises:
         ConfigError: a name that there is not, a value or color that no mask holds, colors that stand twice.
@@ -95,6 +95,8 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
         table[list(labels.void)] = VOID
         for value, target in by_value.items():
             table[value] = ids[target]
+        if REST in (changes or {}) and not labels.own_names:
+            table[:-1][table[:-1] < 0] = ids[(changes or {})[REST]]
         return Coding(classes, palette, table, None, [int(v) for v in np.flatnonzero(table[:LABELS] == VOID)])
     if by_value:
         raise ConfigError(
@@ -150,7 +152,9 @@ def _sorted_out(labels: Labels, changes: Mapping[str | int, str]) -> tuple[dict[
     by_name: dict[str, str] = {}
     for key, target in changes.items():
         text = str(key)
-        if text in labels.classes:
+        if text == REST:
+            by_name = dict.fromkeys((name for name in labels.classes if name not in changes), target) | by_name
+        elif text in labels.classes:
             by_name[text] = target
         elif text.isdecimal() and int(text) < LABELS:
             by_value[int(text)] = target

@@ -273,6 +273,28 @@ def test_labels_are_merged_renamed_and_ignored(tmp_path):
     refused(tmp_path, r"data\.labels: 'tram' is neither a class \(road", **settings, labels={"tram": "car"})
 
 
+def test_one_class_against_the_rest(tmp_path):
+    drawn = open_splits(DataConfig(synthetic_train=2, synthetic_val=1, labels={"boat": "boat", "*": "rest"}))
+    usual = open_splits(DataConfig(synthetic_train=2, synthetic_val=1))
+    assert drawn.classes == ["rest", "boat"]
+    mask = usual.train.read(0)[1]
+    boat = usual.classes.index("boat")
+    assert (drawn.train.read(0)[1] == np.where(mask == VOID, VOID, mask == boat)).all()
+    settings = folders(tmp_path, [0, 7, 9, 255])
+    splits = opened(tmp_path, **settings, labels={9: "lane", "*": "ground"})
+    assert (splits.train.read(0)[1] == np.resize([0, 0, 1, 255], SIZE)).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mask_colors": "palette"}, {"reduce_zero_label": True}, {"val_fraction": 0.2}, {"val_group": "a"}],
+    ids=str,
+)
+def test_settings_that_would_change_nothing_are_named(settings):
+    with pytest.raises(ConfigError, match=rf"data\.{next(iter(settings))}: changes nothing .*; leave it out"):
+        open_splits(DataConfig(**settings))
+
+
 def test_values_of_masks_that_are_not_ids(tmp_path):
     settings = folders(tmp_path, [7, 26, 0]) | {"classes": ["road", "car"]}
     splits = opened(tmp_path, **settings, labels={7: "road", 26: "car", 0: "ignore"})
