@@ -138,12 +138,22 @@ def read_mask(path: Path, max_pixels: int, how: Coding) -> np.ndarray:
         count = int((raw == value).sum())
         known = np.flatnonzero((how.table[:LABELS] >= 0) & (how.table[:LABELS] != VOID))
         listed = f"0 to {len(known) - 1}" if (known == np.arange(len(known))).all() else _listed(known)
-        fix = "set data.ignore_index" if listed.startswith("0 to") else "add it to data.labels"
         raise ConfigError(
             f"{path}: label {value} ({count} pixels) is outside the class list {listed} "
-            f"and is not the void label {_listed(how.void)}; {fix} or remove it"
+            f"and is not the void label {_listed(how.void)}; {_fix(value, known, how)} or remove it"
         )
     return ids.astype(np.uint8)
+
+
+def _fix(value: int, known: np.ndarray, how: Coding) -> str:
+    """What a label that is no class is likely to mean."""
+    if (known != np.arange(len(known))).any():
+        return "add it to data.labels"
+    if value == VOID and len(known) == 2:
+        return f"set data.labels '{{255: {how.classes[1]}}}' if that is meant, or data.ignore_index"
+    if value == len(known):
+        return "set data.ignore_index, or data.reduce_zero_label if 0 is void and ids start at 1,"
+    return "set data.ignore_index"
 
 
 def _sorted_out(labels: Labels, changes: Mapping[str | int, str]) -> tuple[dict[int, str], dict[str, str]]:

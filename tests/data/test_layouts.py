@@ -264,6 +264,16 @@ def test_one_name_is_that_of_the_foreground(tmp_path):
     assert set(np.unique(opened(tmp_path, **settings, labels={255: "lane"}).train.read(0)[1])) == {0, 1}
 
 
+def test_labels_off_by_one_and_masks_of_255_come_with_the_fix(tmp_path):
+    settings = folders(tmp_path, [1, 2]) | {"check": "off"}
+    with pytest.raises(ConfigError, match=r"label 2 .*data\.reduce_zero_label if 0 is void and ids start at 1"):
+        opened(tmp_path, **settings).train.read(0)
+    assert set(np.unique(opened(tmp_path, **settings, reduce_zero_label=True).train.read(0)[1])) == {0, 1}
+    folders(tmp_path, [0, 255])
+    with pytest.raises(ConfigError, match=r"label 255 .*data\.labels '\{255: lane\}'"):
+        opened(tmp_path, **settings, ignore_index=200).train.read(0)
+
+
 def test_labels_are_merged_renamed_and_ignored(tmp_path):
     settings = folders(tmp_path, list(range(5))) | {"classes": ["road", "car", "bus", "bike", "sky"]}
     splits = opened(tmp_path, **settings, labels={"bus": "car", "bike": "ignore", "sky": "air"})
