@@ -18,6 +18,30 @@ UNLABELED = 254
 MAX_CLASSES = 254
 
 
+@dataclass(frozen=True)
+class ImageKind:
+    """What all images of a data set have in common, and what a network or a file is made for.
+
+    Attributes:
+        channels: values of a pixel; three of 8 bits are RGB.
+        dtype: `uint8`, `uint16` or `float32`, as they are stored.
+    """
+
+    channels: int = 3
+    dtype: str = "uint8"
+
+    def __str__(self) -> str:
+        return f"{self.channels} channel{'s' * (self.channels > 1)} of {self.dtype}"
+
+    @property
+    def white(self) -> float:
+        """What a mean of 1 stands for: 255 for images of 8 bits, whose means are given in 0 to 1; else 1."""
+        return 255.0 if self.dtype == "uint8" else 1.0
+
+
+RGB = ImageKind()
+
+
 @dataclass
 class Batch:
     """Images with their labels.

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from distill import models
-from distill.config.schema import OWN, Config, NetworkConfig, dump
-from distill.data import Splits, check_once, open_splits, save_preprocessing
+from distill.config.schema import IMAGENET_MEAN, IMAGENET_STD, OWN, Config, NetworkConfig, dump
+from distill.data import Splits, channel_statistics, check_once, open_splits, save_preprocessing
 from distill.data.class_weights import class_weights
 from distill.errors import ConfigError, Stopped
-from distill.models.network import Network
+from distill.models.network import Network, check_bands
 from distill.models.smp_files import FILES
 from distill.reporting.artifacts import exported, refuse_several_sizes
 from distill.reporting.outputs import finish
@@ -155,8 +155,8 @@ def opened(
         if data:
             sizes = {"train": len(data.train), "val": len(data.val)}
             run.checked = {"contents": {f"data.{name}_files": f"{size} items" for name, size in sizes.items()}}
-        run.config = with_class_weights(config, splits)
-        objective = dry_run(run.config, splits.classes, run.own)
+        run.config = with_class_weights(with_normalization(config, splits), splits)
+        objective = dry_run(run.config, splits.classes, run.own, splits.image)
         images = run.global_batch_size * config.student.max_train_steps
         run.config, online = on_all(accelerator, lambda: decide(run.config, splits, objective, images))
         more = f" ({len(splits.unlabeled)} more without labels)" if splits.unlabeled else ""
@@ -194,6 +194,27 @@ def with_class_weights(config: Config, splits: Splits) -> Config:
     return replace(config, **sections)
 
 
+def with_normalization(config: Config, splits: Splits) -> Config:
+    """The settings with the training images' own mean and std where a network takes other channels than R, G and B."""
+    sections: dict[str, Any] = {}
+    found = None
+    for name in ("teacher", "student"):
+        section: NetworkConfig = getattr(config, name)
+        usual = (section.mean, section.std) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
+        if usual and (splits.image != models.RGB or section.channels is not None):
+            check_bands(section.channels, splits.image)
+            found = found or channel_statistics(splits)
+            bands, white = section.channels or range(splits.image.channels), splits.image.white
+            mean, std = ([round_to(values[b] / white) for b in bands] for values in (found.mean, found.std))
+            sections[name] = replace(section, mean=mean, std=std)
+    return replace(config, **sections)
+
+
+def round_to(value: float, digits: int = 5) -> float:
+    """A number with so many digits that count, as settings show it."""
+    return float(f"{value:.{digits}g}")
+
+
 def count_classes(splits: Splits) -> torch.Tensor:
     """Labeled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`."""
     counts = torch.zeros(2, len(splits.classes), dtype=torch.int64)
@@ -203,7 +224,9 @@ def count_classes(splits: Splits) -> torch.Tensor:
     return counts
 
 
-def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = None) -> Objective:
+def dry_run(
+    config: Config, classes: list[str], own: Mapping[str, Any] | None = None, image: models.ImageKind = models.RGB
+) -> Objective:
     """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained.
 
     Returns:
@@ -213,7 +236,7 @@ def dry_run(config: Config, classes: list[str], own: Mapping[str, Any] | None = 
     for name, wanted in (("teacher", config.teacher), ("student", config.student)):
         with torch.device("cpu" if wanted.arch == OWN else "meta"):
             known = wanted if wanted.weights_file else replace(wanted, encoder_weights=None)  # not to be downloaded yet
-            networks[name] = models.build(known, classes, (own or {}).get(name))
+            networks[name] = models.build(known, classes, (own or {}).get(name), image)
         if isinstance(network := networks[name], models.OwnNetwork):
             network.try_out(config.data.crop_size)
     teacher, student = networks["teacher"], networks["student"]
@@ -249,10 +272,10 @@ def claim_output_dir(run: Run) -> IO[str]:
 def begin_alike(run: Run) -> None:
     """Gives a student that was handed over the weights that the run began with, whatever was drawn for it this time."""
     folder, own, config = run.config.folder / "initial", run.own["student"], run.config.student
-    network = models.build(config, run.splits.classes, own)
+    network = models.build(config, run.splits.classes, own, run.splits.image)
     if not folder.is_dir():
         publish(folder, lambda temporary: models.save(network, temporary), size_of(network.state_dict()))
-    begun = models.load(folder, run.splits.classes, config.mean, config.std, own)
+    begun = models.load(folder, run.splits.classes, config.mean, config.std, own, run.splits.image)
     own.load_state_dict(begun.model.state_dict())
 
 
@@ -260,7 +283,8 @@ def load_teacher(run: Run) -> Network:
     """The teacher that the settings name, or the one trained here; scored before anything is learned from it."""
     config, wanted = run.config, run.config.teacher
     if own := run.own.get("teacher"):
-        network, source = models.build(wanted, run.splits.classes, own).to(run.accelerator.device).eval(), "handed over"
+        network, source = models.build(wanted, run.splits.classes, own, run.splits.image), "handed over"
+        network.to(run.accelerator.device).eval()
         on_main(run.accelerator, lambda: keep_teacher(run, network))
     elif wanted.checkpoint is None:
         network, source = run_stage(run, TEACHER), str(config.folder / "teacher")
@@ -384,8 +408,8 @@ def together(run: Run, network: Network) -> Ensemble | None:
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
     """The network of a folder that only the main process needs to see; the others get its files from there."""
     own = run.own.get("student") if wanted is run.config.student else None
-    accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std, own)
-    network = on_main(accelerator, lambda: models.load(folder, *about))
+    accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std, own, run.splits.image)
+    network = on_main(accelerator, lambda: models.load(folder, *about, wanted.channels))
     if accelerator.num_processes > 1:
         paths = (folder / name for name in FILES)
         files = from_main(accelerator, lambda: {path.name: path.read_bytes() for path in paths if path.is_file()})
@@ -393,7 +417,7 @@ def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
             with tempfile.TemporaryDirectory() as copy:
                 for name, content in files.items():
                     (Path(copy) / name).write_bytes(content)
-                network = models.load(Path(copy), *about)
+                network = models.load(Path(copy), *about, wanted.channels)
     assert network is not None
     return network.to(accelerator.device)
 
@@ -405,7 +429,9 @@ def publish_stage(
 
     def write(folder: Path) -> None:
         models.save(network, folder)
-        mean, std = ((buffer / 255).flatten().tolist() for buffer in (network.mean, network.std))
+        mean, std = (
+            (buffer / 255).flatten().tolist() for buffer in (network.mean, network.std)
+        )  # of 255, as SMP's are
         save_preprocessing(folder, mean, std, network.stride)
         hashes = {"sha256": sha256(folder / "model.safetensors"), "files": network_files(folder)}
         record = {**hashes, **facts, "settings": settings}

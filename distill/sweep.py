@@ -139,7 +139,7 @@ def sweep(
     with pipeline.opened(config, stop) as run:
         objectives = []
         for trial_config in configs:
-            objectives.append(pipeline.dry_run(trial_config, run.splits.classes))
+            objectives.append(pipeline.dry_run(trial_config, run.splits.classes, image=run.splits.image))
             if trial_config.data != config.data:
                 check_splits(open_splits(trial_config.data), trial_config.data, run.progress)
         held = take("teacher")

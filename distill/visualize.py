@@ -63,16 +63,46 @@ def palette_image(mask: np.ndarray, palette: Palette) -> Image.Image:
     return image
 
 
+def resized(
+    image: np.ndarray, height: int, width: int, how: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
+    """An image `[H, W, C]` of any kind at another size, averaging over what becomes one pixel."""
+
+    def plane(values: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(values).resize((width, height), how))
+
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return plane(image)
+    planes = np.stack([plane(image[..., i].astype(np.float32)) for i in range(image.shape[2])], 2)
+    if image.dtype.kind == "f":
+        return planes
+    return planes.round().clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
+
+
+def viewable(image: np.ndarray) -> np.ndarray:
+    """An image of any kind as uint8 `[H, W, 3]`, for people: its first three channels, or the first in gray.
+
+    What is not of 8 bits is stretched, channel by channel, from its 1st to its 99th percentile.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return image
+    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    if shown.dtype != np.uint8:
+        low, high = np.percentile(shown.astype(np.float64), (1, 99), axis=(0, 1))
+        shown = (255 * (shown - low) / np.maximum(high - low, 1e-12)).clip(0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(shown)
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:
     """The mask's colors over the image.
 
     Args:
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]`, of any kind.
         mask: uint8 `[H, W]`.
         palette: a color a class.
         opacity: of the colors, 0 to 1.
     """
-    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, palette)), opacity))
+    return np.asarray(Image.blend(Image.fromarray(viewable(image)), Image.fromarray(colorize(mask, palette)), opacity))
 
 
 def row(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:

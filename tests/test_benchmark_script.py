@@ -1,11 +1,22 @@
+import contextlib
+import copy
+import inspect
+import io
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
 from conftest import TINY, flags, tiny_config
 
+from distill.batch import Batch
+from distill.cli import benchmark, memory
 from distill.cli import measure as script
+from distill.cli.torchdistill_step import torchdistill_step
 from distill.config.schema import dump
+from distill.errors import ConfigError
 
 
 def test_inference_leaves_no_file_where_it_was_started(tmp_path, monkeypatch):
@@ -36,6 +47,76 @@ def test_steps_are_measured_and_written_with_their_command(tmp_path, capsys, nam
         assert all(time > 0 for times in found["seconds"].values() for time in times)
         assert all(contender in said for contender in found["seconds"])
     assert "asked once for 8 images" in said or name == "validation"
+
+
+def test_the_other_library_trains_the_same_loss(tmp_path):
+    """Its loss and ours are the same number, where no pixel is void."""
+    pytest.importorskip("torchdistill")
+    config = tiny_config(tmp_path, kd__weight=4, kd__temperature=2)
+    torch.manual_seed(0)
+    image, mask = torch.randint(0, 256, (2, 3, 64, 64)).byte(), torch.randint(0, 10, (2, 64, 64)).byte()
+    step = torchdistill_step(config, list("abcdefghij"), Batch(image, mask, []))
+    box = inspect.getclosurevars(step).nonlocals["box"]
+    student, teacher = copy.deepcopy(box.student_model), box.teacher_model
+    x = inspect.getclosurevars(step).nonlocals["image"]
+    torch.manual_seed(1)  # of dropout
+    with torch.no_grad():
+        ours, theirs = student(x), teacher(x)
+        kl = F.kl_div((ours / 2).log_softmax(1), (theirs / 2).softmax(1), reduction="none").sum(1).mean()
+        expected = F.cross_entropy(ours, mask.long()) + 4 * 4 * kl
+    torch.manual_seed(1)
+    assert box.forward_process(x, mask.long(), None).item() == pytest.approx(float(expected), rel=1e-4)
+    before = [p.clone() for p in box.student_model.parameters()]
+    step()
+    assert not all((a == b).all() for a, b in zip(before, box.student_model.parameters(), strict=True))
+    assert not teacher.training
+
+
+def test_the_other_library_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdistill.core.distillation", None)
+    with pytest.raises(ConfigError, match=r"--against torchdistill: .*; pip install torchdistill"):
+        torchdistill_step(tiny_config(tmp_path), ["a", "b"], None)
+
+
+def test_memory_is_measured_in_processes_of_their_own(tmp_path, capsys, monkeypatch):
+    small = TINY | {"mixed_precision": "no", "kd.weight": 1}
+    small = {k: v for k, v in small.items() if not k.endswith("max_train_steps") and k != "logging_steps"}
+    started = []
+
+    def run_here(command, env, stdout):  # a fresh process takes its seconds to import
+        started.append(command[command.index("--only") + 1])
+        assert command[1:5] == ["-m", "distill", "benchmark", "memory"]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            script.main(command[4:])
+        assert "is asked once for each" not in said.getvalue() or len(started) == 1
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(memory.subprocess, "run", run_here)
+    script.main(["memory", "--repeat", "1", "--output", str(tmp_path / "found.json"), *flags(small)])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert started == [memory.ONCE, *memory.CONTENDERS] and list(found["bytes"]) == list(memory.CONTENDERS)
+    assert found["shape"] == [2, 10, 64, 64] and all(found["bytes_at_start"].values())
+    said = capsys.readouterr().out
+    assert all(name in said for name in memory.CONTENDERS) and "1.00 × labels alone" in said
+
+
+def test_a_process_that_fails_ends_the_measurement(tmp_path, capsys, monkeypatch):
+    code = -9
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
+    assert benchmark(["memory"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "distill: error: benchmark memory: 'asked once' was killed by signal 9; set a smaller batch or crop"
+    )
+    code = 1  # it has said itself what was wrong
+    with pytest.raises(SystemExit, match="1"):
+        benchmark(["memory"])
+
+
+def test_bad_settings_are_named_in_a_line(capsys):
+    assert benchmark(["step", "--data.format=folders", "--data.root=nowhere"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("distill: error: data.classes: format 'folders' needs the class names")
 
 
 def test_what_no_command_knows_is_refused(capsys):

@@ -144,7 +144,11 @@ def benchmark(argv: Sequence[str], prog: str = "distill benchmark") -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, is talkative
     from distill.cli.measure import main
 
-    return main(argv, prog)
+    try:
+        return main(argv, prog)
+    except (ConfigError, OSError) as error:
+        say(f"distill: error: {error}", sys.stderr)
+        return 1
 
 
 def data(argv: Sequence[str], prog: str = "distill data") -> int:

@@ -2,6 +2,7 @@
 
     distill benchmark loss            # KL + cross-entropy: plain PyTorch, by strips, by strips compiled
     distill benchmark step            # a training step with and without a teacher, and in plain PyTorch
+    distill benchmark memory          # what such a step takes of memory, each in a process of its own
     distill benchmark loader          # how long a step waits for its images
     distill benchmark validation      # what scoring costs beside the forward passes
     distill benchmark terms           # what each term adds to a training step
@@ -29,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill import models
 from distill.batch import UNLABELED, VOID, Batch, Outputs, Target
-from distill.cli import steps
+from distill.cli import memory, steps
 from distill.config.parse import parse
 from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
 from distill.data import open_splits
@@ -206,7 +207,7 @@ def inference(args: argparse.Namespace) -> None:
     splits = open_splits(config.data)
     pair = {}
     for name, settings in (("teacher", config.teacher), ("student", config.student)):
-        pair[name] = models.load(args.folder / name, splits.classes, settings.mean, settings.std)
+        pair[name] = models.load(args.folder / name, splits.classes, settings.mean, settings.std, None, splits.image)
     names = {"student": "model.onnx", "student, 8 bits": "model.int8.onnx"}
     files = {name: path for name, file in names.items() if (path := args.folder / "student" / file).is_file()}
     image = splits.val.read(0)[0]
@@ -277,6 +278,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "distill benchmark") -> 
     command.add_argument("--encoder", default="resnet18")
     command.set_defaults(run=export)
     steps.add_commands(commands)
+    memory.add_command(commands)
     args, flags = parser.parse_known_args(argv)
     if hasattr(args, "measure"):
         steps.measure(args, flags, sys.argv[1:] if argv is None else argv)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from distill import models
 from distill.batch import UNLABELED, VOID, Batch
+from distill.cli.torchdistill_step import torchdistill_step
 from distill.config.parse import read_flags
 from distill.config.schema import Config
 from distill.data import CachedTargets, val_batches
@@ -48,7 +49,7 @@ PAIR = {
     "per_device_train_batch_size": 8,
     "logging_steps": 1_000_000,
 }
-PLAIN = "plain PyTorch, float32"
+PLAIN, ONCE = "plain PyTorch, float32", "asked once"
 Step = Callable[[], object]
 
 
@@ -130,7 +131,7 @@ def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
         steps: dict[str, Step] = {
             PLAIN: plain_step(run.config, run.splits.classes, batch),
             "asked at every step": trainer_step(run, batch, online),
-            "asked once": trainer_step(run, batch, CachedTeacher(teacher, targets)),
+            ONCE: trainer_step(run, batch, CachedTeacher(teacher, targets)),
             "labels alone": trainer_step(run, batch, None),
             "the teacher's forward pass": lambda: online(batch),
         }
@@ -138,6 +139,8 @@ def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
             steps["asked once, loss compiled"] = trainer_step(
                 run, batch, CachedTeacher(teacher, targets), compile_loss=True
             )
+        if args.against:
+            steps[args.against] = torchdistill_step(run.config, run.splits.classes, batch)
         times = timed(steps, args.repeat, device)
         shape = [*batch.image.shape[:1], len(run.splits.classes), *batch.image.shape[2:]]
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -146,6 +149,8 @@ def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     for name, value in median.items():
         ratios = f"{value / floor:5.2f} × labels alone  {median[PLAIN] / value:5.2f} × as fast as plain"
         print(f"  {name:30} {1e3 * value:8.1f} ms  {ratios}")
+    if args.against:
+        print(f"  asked once is {median[args.against] / median[ONCE]:.2f} × as fast as {args.against}")
     return {"shape": shape, "threads": torch.get_num_threads(), "torch": torch.__version__, "seconds": times}
 
 
@@ -226,6 +231,7 @@ def add_commands(commands: Any) -> None:
         command.add_argument("--output", type=Path, help="JSON file for the numbers; printed only if not given")
         if name == "step":
             command.add_argument("--compile", action="store_true", help="also with the loss compiled")
+            command.add_argument("--against", choices=["torchdistill"], help="also by another library; needs it")
         if name == "loader":
             command.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
         command.set_defaults(measure=measure)

@@ -15,6 +15,7 @@ import yaml
 from distill.losses.sections import TermsConfig
 from distill.losses.validation import Settings
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMED_BY_SETTINGS = ("folders", "csv", "mmseg")  # formats whose classes `data.classes` names
 OWN = "own"  # in place of a name: handed over in Python, see `distill.distill`
 
@@ -150,13 +151,17 @@ class NetworkConfig(Settings):
     """A network by the names of segmentation_models_pytorch, and how long it is trained.
 
     Args:
-        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …; `own` in Python only, for a network
-            that is handed over.
+        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …; `fcn`, or `cnn`, which is plain and has no
+            encoder of others; `own` in Python only, for a network that is handed over.
         encoder_name: encoder: any of SMP's, or any of timm's as `tu-<name>`.
         encoder_weights: pretrained encoder weights: null (from scratch), a name such as `imagenet` (downloaded), or a
             `.safetensors` file with timm's names.
         options: further arguments of the architecture, such as `{decoder_pyramid_channels: 64}`.
-        mean: mean of the RGB channels (images in 0 to 1) that the network's input is normalized with.
+        head: `softmax`, a channel for each class; or `sigmoid`, one channel for two classes, which says how likely
+            each pixel is of the second. Either kind can teach the other.
+        channels: which channels of the images it takes, counted from 0, such as `[0, 1, 2]`; all if not given.
+        mean: of each channel, which the network's input is normalized with; of images of 8 bits in 0 to 1, else in the
+            images' own units. Of other images than RGB of 8 bits it is measured if not given.
         std: standard deviation likewise.
         max_train_steps: optimizer steps.
         learning_rate: peak learning rate.
@@ -166,8 +171,10 @@ class NetworkConfig(Settings):
     encoder_name: str = "resnet18"
     encoder_weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    channels: list[int] | None = None
+    mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
+    std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
     max_train_steps: int = 400
     learning_rate: float = 1e-3
 
@@ -175,8 +182,8 @@ class NetworkConfig(Settings):
         """Raises ValueError for a value out of range."""
         super().__post_init__()
         self.above_zero("max_train_steps", "learning_rate", "std")
-        for name in ("mean", "std"):
-            self.require(len(getattr(self, name)) == 3, name, "must hold three numbers, for R, G and B")
+        self.not_negative("channels")
+        self.require(self.channels is None or bool(self.channels), "channels", "must hold at least one")
 
     @property
     def weights_file(self) -> Path | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.batch import MAX_CLASSES, UNLABELED
+from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
 from distill.config.schema import NAMED_BY_SETTINGS, OWN, DataConfig
 from distill.data.arrays import Header
 from distill.data.images import ROTATED, read_header, read_image, resize_image, upright
@@ -54,6 +54,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def kind(self) -> ImageKind:
+        """What every image is."""
+        return ImageKind(self.channels, self.dtype)
 
     def __add__(self, other: Dataset) -> Dataset:
         """The items of this and then those of another."""
@@ -98,14 +103,9 @@ class Splits:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def channels(self) -> int:
-        """Values of a pixel of every image."""
-        return self.train.channels
-
-    @property
-    def dtype(self) -> str:
-        """Type of every image: `uint8`, `uint16` or `float32`."""
-        return self.train.dtype
+    def image(self) -> ImageKind:
+        """What every image is."""
+        return self.train.kind
 
     @property
     def labeled(self) -> bool:

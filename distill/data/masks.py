@@ -73,9 +73,12 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
     Raises:
         ConfigError: a name that there is not, a value or color that no mask holds, colors that stand twice.
     """
-    by_value, by_name = _sorted_out(labels, changes or {})
+    changes = changes or {}
+    rest: dict[str | int, str] = dict.fromkeys(labels.classes, changes[REST]) if REST in changes else {}
+    by_value, by_name = _sorted_out(labels, rest | {k: v for k, v in changes.items() if k != REST})
     targets = [by_name.get(name, name) for name in labels.classes]
-    listed = dict.fromkeys([*targets, *by_value.values()])  # in the order in which they come
+    rest_of_values = [changes[REST]] if REST in changes and not labels.own_names and labels.colors is None else []
+    listed = dict.fromkeys([*targets, *by_value.values(), *rest_of_values])  # in the order in which they come
     classes = [name for name in listed if name != IGNORE]
     if len(classes) > MAX_CLASSES:
         raise ConfigError(f"data.classes: {len(classes)} classes; masks of 8 bits hold at most {MAX_CLASSES}")
@@ -95,8 +98,8 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
         table[list(labels.void)] = VOID
         for value, target in by_value.items():
             table[value] = ids[target]
-        if REST in (changes or {}) and not labels.own_names:
-            table[:-1][table[:-1] < 0] = ids[(changes or {})[REST]]
+        for target in rest_of_values:
+            table[:-1][table[:-1] < 0] = ids[target]
         return Coding(classes, palette, table, None, [int(v) for v in np.flatnonzero(table[:LABELS] == VOID)])
     if by_value:
         raise ConfigError(
@@ -162,9 +165,7 @@ def _sorted_out(labels: Labels, changes: Mapping[str | int, str]) -> tuple[dict[
     by_name: dict[str, str] = {}
     for key, target in changes.items():
         text = str(key)
-        if text == REST:
-            by_name = dict.fromkeys((name for name in labels.classes if name not in changes), target) | by_name
-        elif text in labels.classes:
+        if text in labels.classes:
             by_name[text] = target
         elif text.isdecimal() and int(text) < LABELS:
             by_value[int(text)] = target

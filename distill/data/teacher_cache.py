@@ -11,15 +11,16 @@ import hashlib
 import json
 import os
 import socket
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill.batch import Outputs
+from distill.data.cache_files import NOT_AS_WRITTEN, DamagedError, Entry, content_of, key_of, read_entries
 from distill.data.codec import CacheDtype, Codec
 from distill.data.contents import content_hash
 from distill.data.datasets import Dataset
@@ -31,45 +32,6 @@ VERSION = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 MAPS_PER_FILE = 32
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A map in a file.
-
-    Attributes:
-        file: where it is.
-        offset: of its first byte.
-        shape: rows, columns and bytes of a cell.
-        checksum: CRC-32 of its bytes.
-        geometry: how its cells lie in the image.
-    """
-
-    file: Path
-    offset: int
-    shape: tuple[int, int, int]
-    checksum: int
-    geometry: MapGeometry
-
-    def read(self) -> np.ndarray:
-        """The bytes, uint8 of `shape`.
-
-        Raises:
-            ConfigError: they are not those that were written.
-        """
-        count = int(np.prod(self.shape))
-        try:
-            with self.file.open("rb") as file:
-                file.seek(self.offset)
-                content = file.read(count)
-        except OSError as error:
-            raise ConfigError(f"{self.file}: cannot be read ({error.strerror}); {REFILL}") from None
-        if len(content) != count or zlib.crc32(content) != self.checksum:
-            raise ConfigError(f"{self.file}: is damaged; {REFILL}")
-        return np.frombuffer(content, np.uint8).reshape(self.shape)
-
-
-REFILL = "remove it, and what it held is asked of the teacher again"
 
 
 class TeacherCache:
@@ -86,6 +48,7 @@ class TeacherCache:
         codec: how maps become bytes.
         entries: the maps that are there.
         damaged: files that are not what they should be; what they held is not in `entries`.
+        rewritten: whether its manifest was damaged, and was written anew.
 
     Raises:
         ConfigError: it holds the answers of another teacher, or something else.
@@ -97,6 +60,7 @@ class TeacherCache:
         self.key = hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()[:32]
         self.entries: dict[str, Entry] = {}
         self.damaged: list[Path] = []
+        self.rewritten = False
 
     def open(self, verify: bool = True) -> TeacherCache:
         """Finds what is there; returns itself.
@@ -109,54 +73,65 @@ class TeacherCache:
         self.damaged.clear()
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             try:
-                found = self._entries_of(path)
-                for entry in found.values() if verify else ():
-                    entry.read()
-                self.entries |= found
-            except (ConfigError, ValueError, KeyError, TypeError):
+                self.entries |= self._read(path, verify)
+            except DamagedError:
                 self.damaged.append(path)
+            except ConfigError:
+                if path.exists():  # else another run has just removed it
+                    raise
         return self
 
     def compare(self) -> None:
-        """Raises ConfigError unless the folder is new, or holds the answers of this teacher."""
-        path = self.folder / MANIFEST
+        """Raises ConfigError unless the folder is new, or holds the answers of this teacher.
+
+        A manifest that is damaged or gone is written anew where the files beside it say that they are of this cache.
+        """
+        path, here = self.folder / MANIFEST, _plain(self.made_with)
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"teacher.cache.dir: {self.folder} is not a folder; set another")
+        there = _manifest(path)
+        if there == here:
+            return
+        if {key_of(file) for file in self.folder.glob(f"*{SUFFIX}")} - {None} == {self.key}:
+            with suppress(OSError):  # from where it can only be read, it is read all the same
+                self._put(path, self._text())
+                self.rewritten = True
+            return
         if not path.is_file():
             if self.folder.is_dir() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
                 raise ConfigError(f"teacher.cache.dir: {self.folder} holds something else; set another folder")
             return
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))["made_with"]
-            names = [n for n in sorted(there.keys() | self.made_with) if there.get(n) != _plain(self.made_with.get(n))]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            raise ConfigError(f"{path}: cannot be read; remove {self.folder}, and it is filled again") from None
-        if names:
-            told = ", ".join(
-                f"{n} {_short(there.get(n))} there, {_short(self.made_with.get(n))} here" for n in names[:4]
-            )
-            raise ConfigError(
-                f"teacher.cache.dir: {self.folder} holds the answers of another teacher ({told}); set another folder "
-                f"or remove it"
-            )
+        if there is None:
+            raise ConfigError(f"{path}: cannot be read; remove {self.folder}, and it is filled again")
+        names = [n for n in sorted(there.keys() | here) if there.get(n) != here.get(n)]
+        whose = "was written in another format" if "version" in names else "holds the answers of another teacher"
+        names = ["version"] if "version" in names else names[:4]
+        told = ", ".join(f"{n} {_short(there.get(n))} there, {_short(here.get(n))} here" for n in names)
+        raise ConfigError(f"teacher.cache.dir: {self.folder} {whose} ({told}); set another folder or remove it")
 
     def begin(self) -> None:
         """Makes the folder, with its manifest, and removes what writers that are gone left behind.
 
         Raises:
+            ConfigError: a run with another teacher has begun with it in the meantime.
             OSError: it cannot be written; names it.
         """
-        text = json.dumps({"made_with": self.made_with}, indent=2, ensure_ascii=False) + "\n"
-        with writing(self.folder, len(text)):
+        with writing(self.folder, len(self._text())):
             self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / MANIFEST).is_file():
-            self._put(self.folder / MANIFEST, text.encode())
+            self._put(self.folder / MANIFEST, self._text(), first=True)
+        self.compare()  # of several that begin at the same time the first has written it
         for path in self.folder.glob(".*-*-*.tmp"):
             host, _, process = path.name[1:].rpartition("-")[0].rpartition("-")
             if host == socket.gethostname() and not Path(f"/proc/{process}").exists():
                 path.unlink(missing_ok=True)
         for path in self.damaged:
-            path.unlink(missing_ok=True)
+            try:
+                self._read(path)  # another run may have written it anew
+            except DamagedError:
+                _remove(path)
+            except ConfigError:
+                continue
 
     def write(self, maps: Mapping[str, tuple[np.ndarray, MapGeometry]]) -> None:
         """Adds a file.
@@ -167,50 +142,32 @@ class TeacherCache:
         Raises:
             OSError: no space, or the folder cannot be written; names the file.
         """
-        entries = {
-            name: {"crc32": zlib.crc32(stored.tobytes()), "geometry": asdict(geometry)}
-            for name, (stored, geometry) in maps.items()
-        }
-        text = json.dumps(entries, sort_keys=True)
-        metadata = {"key": self.key, "maps": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        content = _safetensors({name: stored for name, (stored, _) in maps.items()}, metadata)
         path = self.folder / (hashlib.sha256("".join(sorted(maps)).encode()).hexdigest()[:24] + SUFFIX)
-        self._put(path, content)
-        self.entries |= self._entries_of(path)
+        self._put(path, content_of(maps, self.key))
+        self.entries |= self._read(path, verify=False)
 
-    def _put(self, path: Path, content: bytes) -> None:
-        """Writes a file whole, beside others that may write the same."""
+    def _read(self, path: Path, verify: bool = True) -> dict[str, Entry]:
+        """The maps of a file."""
+        found = read_entries(path, self.key, self.codec.width)
+        for entry in found.values() if verify else ():
+            entry.read()
+        return found
+
+    def _text(self) -> bytes:
+        """What the manifest holds."""
+        return (json.dumps({"made_with": self.made_with}, indent=2, ensure_ascii=False) + "\n").encode()
+
+    def _put(self, path: Path, content: bytes, first: bool = False) -> None:
+        """Writes a file whole, beside others that may write the same; if it has to be the first, only if it is."""
         temporary = self.folder / f".{socket.gethostname()}-{os.getpid()}-{path.stem[:8]}.tmp"
         with writing(path, len(content)):
             try:
                 temporary.write_bytes(content)
                 sync(temporary)
-                temporary.replace(path)
+                if not (first and _linked(temporary, path)):
+                    temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
-
-    def _entries_of(self, path: Path) -> dict[str, Entry]:
-        """The maps of a file, from its header; raises ValueError, KeyError or TypeError if it is not as written."""
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                raise ValueError("cut off")
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__")
-        if metadata["key"] != self.key or hashlib.sha256(metadata["maps"].encode()).hexdigest() != metadata["sha256"]:
-            raise ValueError("another teacher's, or damaged")
-        entries = {}
-        for name, about in json.loads(metadata["maps"]).items():
-            geometry = about["geometry"]
-            lies = MapGeometry(
-                tuple(geometry["grid"]), tuple(geometry["padded_size"]), geometry["align_corners"], geometry["stride"]
-            )
-            shape = tuple(header[name]["shape"])
-            if len(shape) != 3 or shape[2] != self.codec.width:
-                raise ValueError("of another shape")
-            entries[name] = Entry(path, 8 + length + header[name]["data_offsets"][0], shape, about["crc32"], lies)
-        return entries
 
 
 @dataclass(frozen=True)
@@ -289,16 +246,31 @@ def missing_groups(names: Sequence[str], there: Mapping[str, Any]) -> Iterator[t
             yield number, group
 
 
-def _safetensors(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A file of uint8 arrays; the library's own would have its names in another order each time."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, array in arrays.items():
-        header[name] = {"dtype": "U8", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
-        end += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())])
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """What a manifest says; None if it says nothing."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["made_with"])
+    except (OSError, *NOT_AS_WRITTEN):
+        return None
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Gives a file its name, unless there is one of that name; False where the file system cannot."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"is damaged and could not be removed ({error.strerror})"
+        raise OSError(f"{path}: {reason}; make {path.parent} writable, or set another teacher.cache.dir") from None
 
 
 def _plain(value: Any) -> Any:

@@ -181,7 +181,7 @@ def fingerprint(splits: Splits, config: DataConfig) -> str | None:
     """
     settings: list[Any] = [config.format, splits.classes, config.ignore_index, config.max_pixels, PIL.__version__]
     settings += [config.augmentations, config.crop_size, config.image_size]  # whether small images bear them
-    read_as = [config.in_channels, config.labels, config.mask_colors, config.reduce_zero_label, splits.dtype]
+    read_as = [config.in_channels, config.labels, config.mask_colors, config.reduce_zero_label, splits.image.dtype]
     settings += read_as if read_as != [None, None, None, False, "uint8"] else []  # which older verdicts lack
     known = hashlib.sha256(json.dumps([VERSION, *settings]).encode())
     try:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from distill.data import Dataset
 from distill.deployment.runtime import OnnxModel, Segmenter
 from distill.errors import ExportError
 from distill.metrics import Comparison
 from distill.storage import Record
+from distill.visualize import resized
 
 OTHER_SIZE = (97, 130)
 
@@ -58,7 +58,7 @@ def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> MaskProof:
     found = compare(OnnxModel(float_path), model, dataset)
     if not any(isinstance(n, int) for n in model.size):
         height, width = OTHER_SIZE
-        small = np.asarray(Image.fromarray(dataset.read(0)[0]).resize((width, height)))
+        small = resized(dataset.read(0)[0], height, width)
         if model.masks(np.stack([small] * 3)).shape != (3, *OTHER_SIZE):
             raise ExportError(f"{path}: gives masks of another size than its images")
     return MaskProof(
@@ -78,7 +78,7 @@ class _FiniteModel(OnnxModel):
         return self.masks(image[None])[0]
 
     def masks(self, images: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[N, H, W]` of images uint8 RGB `[N, H, W, 3]`.
+        """Class ids uint8 `[N, H, W]` of images `[N, H, W, C]`.
 
         Raises:
             ExportError: an output is not finite.

@@ -60,12 +60,14 @@ def export_fp16(path: Path, fp16_path: Path, dataset: Dataset) -> Fp16File:
     Raises:
         ExportError: the converted file is not valid, gives values that are not finite, or does something else.
     """
-    _refuse_large_values(path, [dataset.read(i)[0] for i in range(min(len(dataset), RANGE_IMAGES))])
     model = onnx.load(path)
+    raw = _raw(model.graph)
+    images = [dataset.read(i)[0] for i in range(min(len(dataset), RANGE_IMAGES))]
+    _refuse_large_values(path, images, [name for outputs in raw.values() for name in outputs])
     temporary = fp16_path.with_name(f".{fp16_path.name}.tmp")
     try:
         # Sizes and places of pixels stay in float32: half precision cannot tell 2049 from 2048.
-        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=_sizes(model.graph))
+        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=[*_sizes(model.graph), *raw])
         del half.graph.value_info[:]  # types that it does not bring up to date
         ONNXModel(half).topological_sort()  # it puts what it adds at the end
         onnx.save(half, str(temporary))
@@ -88,16 +90,33 @@ def export_fp16(path: Path, fp16_path: Path, dataset: Dataset) -> Fp16File:
     return Fp16File(**vars(proof), bytes=size, float_bytes=float_size, sha256=sha256(fp16_path))
 
 
-def _refuse_large_values(path: Path, images: Sequence[np.ndarray]) -> None:
+def _refuse_large_values(path: Path, images: Sequence[np.ndarray], without: Sequence[str]) -> None:
     """Raises ExportError if a map of the float file holds values that float16 does not.
 
     Running the converted file would not tell: on a CPU, onnxruntime computes in float32.
     """
     with TemporaryDirectory() as scratch:
         ranges = calibrate(path, images, CalibrationMethod.MinMax, Path(scratch), ())
-    largest = max(float(np.abs(bound).max()) for data in ranges.data.values() for bound in data.range_value)
+    bounds = [bound for name, data in ranges.data.items() if name not in without for bound in data.range_value]
+    largest = max(float(np.abs(bound).max()) for bound in bounds)
     if not largest <= LARGEST:
         raise ExportError(f"{path}: values reach {largest:.3g}, float16 ends at {LARGEST:.0f}; no file is written")
+
+
+def _raw(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """Nodes of images of more than 8 bits until these are normalized, which stay in float32; and what they give.
+
+    Half precision has 11 bits, and ends before 16-bit images do. All but the last give what is still raw.
+    """
+    if graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+        return {}
+    raw, found = {graph.input[0].name}, {}
+    for node in graph.node:
+        if node.op_type != "Shape" and not raw.isdisjoint(node.input):
+            last = node.op_type == "BatchNormalization"
+            found[node.name] = [] if last else list(node.output)
+            raw.update(found[node.name])
+    return found
 
 
 def _sizes(graph: onnx.GraphProto) -> list[str]:

@@ -111,7 +111,7 @@ def benchmark(
     Args:
         networks: `teacher` and `student`, on the CPU.
         files: ONNX files: `student` and, if there is one, `student, 8 bits`; the teacher's is made here.
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]`, as stored.
         threads: numbers of threads to measure with.
         repeat: turns of each contender.
         compiled: also run the networks through `torch.compile`.
@@ -156,7 +156,7 @@ def latencies(
     Args:
         networks: to be run by torch, by name.
         files: to be run by onnxruntime, by name.
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]`, as stored.
         threads: numbers of threads to measure with.
         repeat: turns of each contender.
         compiled: also run the networks through `torch.compile` (its first call takes a minute).

@@ -28,6 +28,7 @@ from distill.errors import ConfigError
 from distill.visualize import decoded_pixels, own_pixel_limit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+RGB = (3, "uint8")  # channels and type of the images that most networks take
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000
@@ -124,11 +125,20 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def items(files: Mapping[str, Path], max_pixels: int = MAX_PIXELS) -> Iterator[Item]:
-    """Images and frames in order; a file that cannot be read becomes an item that raises, and the rest follows."""
+def items(files: Mapping[str, Path], max_pixels: int = MAX_PIXELS, kind: tuple[int, str] = RGB) -> Iterator[Item]:
+    """Images and frames in order; a file that cannot be read becomes an item that raises, and the rest follows.
+
+    Args:
+        files: by the names of their results.
+        max_pixels: of an image or frame; larger ones are refused.
+        kind: channels and type of the images.
+    """
     for name, path in files.items():
         if not is_video(path):
-            yield Item(name, partial(read_image, path, max_pixels))
+            yield Item(name, partial(read_image if kind == RGB else partial(read_as, kind), path, max_pixels))
+            continue
+        if kind != RGB:
+            yield Item(name, partial(_give, ConfigError(f"{path}: a video is RGB of 8 bits; {_takes(kind)}")))
             continue
         try:
             video = Video(path, max_pixels)
@@ -168,6 +178,24 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ConfigError(f"{path}: is not an image ({', '.join(FORMATS)})") from None
     except Exception as error:  # PIL raises many kinds for broken files
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())[:150]})") from None
+
+
+def read_as(kind: tuple[int, str], path: Path, max_pixels: int) -> np.ndarray:
+    """An image `[H, W, C]` as it is stored, for networks that take other images than RGB of 8 bits.
+
+    Raises:
+        ConfigError: it cannot be read, or is of another kind.
+    """
+    from distill.data.images import read_image as read_stored  # its package imports torch
+
+    image = read_stored(path, max_pixels, kind[0])
+    if image.dtype.name != kind[1]:
+        raise ConfigError(f"{path}: is {image.dtype.name}; {_takes(kind)}")
+    return image
+
+
+def _takes(kind: tuple[int, str]) -> str:
+    return f"the network takes images of {kind[0]} channel{'s' * (kind[0] > 1)} of {kind[1]}"
 
 
 class Video:

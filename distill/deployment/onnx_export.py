@@ -30,6 +30,7 @@ from distill.errors import ExportError
 from distill.metrics import Comparison
 from distill.models import FIXED_SIZE, Network, OwnNetwork, streamlined
 from distill.storage import Record, sha256
+from distill.visualize import resized
 
 MIN_AGREEMENT = 0.9999
 # Of the largest logit. Against float64, files were measured to be off by at most 4e-6 of it; torch in float32 by up to
@@ -49,7 +50,7 @@ class Deployed(nn.Module):
         self.pad = Network.pad if is_fixed(network) else pad_to_stride
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of images uint8 RGB `[N, H, W, 3]`: class ids uint8 `[N, H, W]`, logits `[N, C, H, W]`, and the confidence.
+        """Of images `[N, H, W, C]` as stored: class ids uint8 `[N, H, W]`, logits `[N, C, H, W]`, and the confidence.
 
         That is the probability of the class, 0 to 1 `[N, H, W]`.
         """
@@ -71,7 +72,9 @@ class Deployed(nn.Module):
     def normalize(self, image: Tensor) -> Tensor:
         """`Network.normalize` in one pass over the image."""
         mean, variance = self.network.mean.flatten(), self.network.std.flatten().square()
-        return F.batch_norm(image.to(mean.dtype), mean, variance, eps=0.0)
+        image = image.to(mean.dtype)
+        image = image if self.network.bands is None else image[:, self.network.bands]
+        return F.batch_norm(image, mean, variance, eps=0.0)
 
 
 @dataclass
@@ -198,7 +201,7 @@ def write_onnx(
     free = {0: torch.export.Dim.DYNAMIC}
     if not is_fixed(network):
         free |= {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
-    image = torch.zeros(2, *size, 3, dtype=torch.uint8)
+    image = torch.zeros(2, *size, network.image.channels, dtype=getattr(torch, network.image.dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own future
         try:
@@ -245,7 +248,7 @@ def refuse_several_sizes(arch: str, dataset: Dataset) -> None:
 
 
 def open_session(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from images uint8 `[N, H, W, 3]` to all outputs of a file by name."""
+    """A function from images `[N, H, W, C]` to all outputs of a file by name."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda image: dict(zip(names, session.run(names, {"image": image}), strict=True))
@@ -317,8 +320,8 @@ def _proof_images(dataset: Dataset, sizes: Sequence[tuple[int, int]]) -> Iterato
     for index in range(len(dataset)):
         image, mask = dataset.read(index)
         yield image[None], mask[None]
-    some = [Image.fromarray(dataset.read(i % len(dataset))[0]) for i in range(3)]
-    own = (some[0].height, some[0].width)
+    some = [dataset.read(i % len(dataset))[0] for i in range(3)]
+    own = some[0].shape[:2]
     for count, (height, width) in ((3, own), *((count, size) for size in sizes for count in (1, 3))):
-        picked = [np.asarray(image.resize((width, height))) for image in some[:count]]
+        picked = [resized(image, height, width, Image.Resampling.BICUBIC) for image in some[:count]]
         yield np.stack(picked), np.full((count, height, width), VOID, np.uint8)

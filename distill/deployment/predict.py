@@ -78,6 +78,8 @@ def predict(
     """
     if teacher and teacher.classes != model.classes:
         raise ConfigError(f"the teacher has the classes {teacher.classes}, the student {model.classes}")
+    if teacher and teacher.image != model.image:
+        raise ConfigError(f"the teacher takes images of {teacher.image}, the student of {model.image}")
     shown = 0.5 if opacity is None else opacity
 
     def work(item: media.Item) -> tuple[np.ndarray, np.ndarray | None]:
@@ -100,7 +102,7 @@ def predict(
         tqdm(total=len(files), unit=" images", disable=None) as bar,
         _Films(folder / "videos") as films,
     ):
-        for item, future in _ahead(pool, work, media.items(files, max_pixels), 2 * workers):
+        for item, future in _ahead(pool, work, media.items(files, max_pixels, model.image), 2 * workers):
             if films.starts(item) and item.video:
                 bar.total += max(0, item.video.count - 1)
             try:

@@ -22,6 +22,7 @@ from distill.visualize import default_palette
 
 OWN_DOMAINS = ("", "ai.onnx")  # of operators that onnxruntime brings itself
 MAX_CLASSES = 254
+TYPES = {"tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(float)": "float32"}  # of images
 RANKS = {"mask": 3, "logits": 4, "confidence": 3}  # of the outputs: [N, H, W], [N, C, H, W], [N, H, W]
 # What a file run in a process of its own may take. Measured on FPN, Unet and Segformer: 2.7 bytes per byte of the file,
 # 300 to 2,000 bytes and 2 to 9 µs per pixel on one core.
@@ -37,16 +38,18 @@ class Segmenter(Protocol):
     Attributes:
         classes: their names, by id.
         palette: a color a class.
+        image: the images that it takes: their channels, and `uint8`, `uint16` or `float32`.
     """
 
     classes: list[str]
     palette: list[tuple[int, int, int]]
+    image: tuple[int, str]
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
 
     def logits(self, image: np.ndarray) -> np.ndarray:
-        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Logits float32 `[C, H, W]` of an image `[H, W, C]`."""
 
 
 def open_model(path: str | Path, threads: int = 0, trusted: bool = False) -> Segmenter:
@@ -100,13 +103,14 @@ class OnnxProcess:
         told, _ = self.process.ask(BASE_SECONDS + size * 1e-6, path=str(path), threads=threads)
         self.classes: list[str] = told["classes"]
         self.palette = [(r, g, b) for r, g, b in told["palette"]]
+        self.image: tuple[int, str] = (told["image"][0], told["image"][1])
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
         return self.run("mask", image)
 
     def logits(self, image: np.ndarray) -> np.ndarray:
-        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Logits float32 `[C, H, W]` of an image `[H, W, C]`."""
         return self.run("logits", image)
 
     def run(self, output: str, image: np.ndarray) -> np.ndarray:
@@ -127,7 +131,7 @@ def serve() -> None:
         if image is None:
             model = OnnxModel(Path(request["path"]), request["threads"])
             opened.append(model)
-            return {"classes": model.classes, "palette": model.palette}, None
+            return {"classes": model.classes, "palette": model.palette, "image": model.image}, None
         return {}, opened[0].run(request["output"], image)
 
     sandbox.serve(answer)
@@ -158,9 +162,9 @@ class OnnxModel:
         self.only_asked.only_execute_path_to_fetches = True  # not what leads to other outputs
         inputs = [f"{i.name} {i.type} {i.shape}" for i in self.session.get_inputs()]
         first = self.session.get_inputs()[0]
-        if len(inputs) != 1 or first.type != "tensor(uint8)" or len(first.shape) != 4 or first.shape[3] != 3:
+        if len(inputs) != 1 or first.type not in TYPES or len(first.shape) != 4 or type(first.shape[3]) is not int:
             raise ConfigError(f"{path}: its input is {'; '.join(inputs)}, expected raw images, uint8 [N, H, W, 3]")
-        self.input, self.size = first.name, first.shape[1:3]
+        self.input, self.size, self.image = first.name, first.shape[1:3], (first.shape[3], TYPES[first.type])
         self.outputs = {o.name: o.type for o in self.session.get_outputs()}
         if self.outputs.get("mask") != "tensor(uint8)":
             raise ConfigError(f"{path}: has the outputs {self.outputs}, expected a mask, tensor(uint8)")
@@ -170,11 +174,11 @@ class OnnxModel:
         self.classes, self.palette = _metadata(path, self.session.get_modelmeta().custom_metadata_map)
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
         return self.run("mask", image)
 
     def logits(self, image: np.ndarray) -> np.ndarray:
-        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Logits float32 `[C, H, W]` of an image `[H, W, C]`."""
         return self.run("logits", image)
 
     def run(self, output: str, image: np.ndarray) -> np.ndarray:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from distill.deployment.runtime import Segmenter
+from distill.visualize import resized
 
 
 class Tiled:
@@ -24,14 +24,14 @@ class Tiled:
 
     def __init__(self, model: Segmenter, window: Sequence[int]):
         self.model, self.window = model, window
-        self.classes, self.palette = model.classes, model.palette
+        self.classes, self.palette, self.image = model.classes, model.palette, model.image
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
         return np.concatenate([band.argmax(0).astype(np.uint8) for band in self._bands(image)])
 
     def logits(self, image: np.ndarray) -> np.ndarray:
-        """Logarithms of the blended probabilities, float32 `[C, H, W]`, of an image uint8 RGB `[H, W, 3]`."""
+        """Logarithms of the blended probabilities, float32 `[C, H, W]`, of an image `[H, W, C]`."""
         return np.log(np.maximum(np.concatenate(list(self._bands(image)), 1), np.finfo(np.float32).tiny))
 
     def _bands(self, image: np.ndarray) -> Iterator[np.ndarray]:
@@ -64,10 +64,10 @@ class Shrunk:
 
     def __init__(self, model: Segmenter, longest: int):
         self.model, self.longest = model, longest
-        self.classes, self.palette = model.classes, model.palette
+        self.classes, self.palette, self.image = model.classes, model.palette, model.image
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
         small = self._smaller(image)
         if small is image:
             return self.model.mask(image)
@@ -80,7 +80,7 @@ class Shrunk:
         return mask
 
     def logits(self, image: np.ndarray) -> np.ndarray:
-        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Logits float32 `[C, H, W]` of an image `[H, W, C]`."""
         logits = self.model.logits(self._smaller(image))
         return np.stack([cv2.resize(one, image.shape[1::-1]) for one in logits])
 
@@ -89,7 +89,7 @@ class Shrunk:
         if scale >= 1:
             return image
         height, width = (max(1, round(n * scale)) for n in image.shape[:2])
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return resized(image, height, width)
 
 
 def starts(length: int, window: int) -> Iterator[int]:

@@ -28,17 +28,18 @@ class TorchSegmenter:
         self.network, self.name, self.named = network.eval(), name, named
         self.classes = network.classes
         self.palette = default_palette(len(self.classes))
+        self.image = (network.image.channels, network.image.dtype)
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         self.lock = Lock()  # torch spreads one image over the cores; several at once would only share them
 
     @torch.no_grad()
     def logits(self, image: np.ndarray) -> np.ndarray:
-        """Logits float32 `[C, H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Logits float32 `[C, H, W]` of an image `[H, W, C]`."""
         return self._upsampled(image).cpu().numpy()
 
     @torch.no_grad()
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image uint8 RGB `[H, W, 3]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
         return self._upsampled(image).max(0).indices.byte().cpu().numpy()
 
     def _upsampled(self, image: np.ndarray) -> torch.Tensor:

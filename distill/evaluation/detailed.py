@@ -32,7 +32,7 @@ from distill.deployment.torch_runtime import SmpFolder
 from distill.errors import ConfigError, say
 from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix
 from distill.storage import write_json
-from distill.visualize import Palette, colorize, row
+from distill.visualize import Palette, colorize, resized, row, viewable
 
 WRONG = (230, 60, 50)
 DATA_FLAGS = ("-c", "--config", "--data", "--data.format")  # one of them says which data; the others only vary it
@@ -133,8 +133,8 @@ def augmented(probabilities: Probabilities, scales: Sequence[float], flip: bool)
         height, width = image.shape[:2]
         views = []
         for scale in scales:
-            resized = Image.fromarray(image).resize((max(1, round(width * scale)), max(1, round(height * scale))))
-            view = np.asarray(resized if scale != 1 else image)
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            view = image if scale == 1 else resized(image, *size, Image.Resampling.BICUBIC)
             views.append(probabilities(view))
             if flip:
                 views.append(probabilities(np.ascontiguousarray(view[:, ::-1])).flip(-1))
@@ -148,6 +148,7 @@ def worst_strip(
     image: np.ndarray, mask: np.ndarray, guess: np.ndarray, palette: Palette, theirs: np.ndarray | None
 ) -> np.ndarray:
     """Input | ground truth | teacher, if any | student | where it is wrong, as one picture uint8 `[H', W', 3]`."""
+    image = viewable(image)
     wrong = (np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 60).astype(np.uint8)
     wrong[(guess != mask) & (mask < UNLABELED)] = WRONG
     panels = {"input": image, "ground truth": colorize(mask, palette)}

@@ -2,6 +2,8 @@
 
 from distill.models.network import (
     FIXED_SIZE,
+    RGB,
+    ImageKind,
     Network,
     count_flops,
     count_parameters,
@@ -13,6 +15,8 @@ from distill.models.streamline import streamlined
 
 __all__ = [
     "FIXED_SIZE",
+    "RGB",
+    "ImageKind",
     "Network",
     "OwnNetwork",
     "build",

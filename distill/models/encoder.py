@@ -48,7 +48,7 @@ def load_encoder_weights(model: Any, path: Path) -> None:
     """Fills the encoder of an SMP network from a file with timm's (or SMP's) names for its weights.
 
     What belongs to a classifier, or to stages that the encoder does not have, is left; all else must be there, with
-    its shape, and nothing else.
+    its shape, and nothing else. Filters of the three colors are repeated for images of other channels, as SMP does.
 
     Raises:
         ConfigError: no such file, or one of another network; names the first differences.
@@ -56,8 +56,12 @@ def load_encoder_weights(model: Any, path: Path) -> None:
     found = _read(path)
     encoder = getattr(model.encoder, "model", model.encoder)
     wanted = encoder.state_dict()
+    channels = getattr(model.encoder, "_in_channels", 3)
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # some files lack them
     place = {name: _stored_name(name, found) for name in wanted}
+    first = next(iter(wanted))  # what looks at the image
+    if channels != 3 and (stored := place[first]) and found[stored].shape[1:2] == (3,):
+        found = {**found, stored: _for_channels(found[stored], channels)}
     missing = [name for name in wanted if place[name] is None and name not in counters]
     shapes = [
         f"{name} has the shape {list(found[stored].shape)}, here {list(wanted[name].shape)}"
@@ -86,6 +90,13 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise ConfigError(f"encoder_weights: {path} is not there; give a file of timm's weights") from None
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"encoder_weights: {path} is not a safetensors file ({error})") from None
+
+
+def _for_channels(weight: Tensor, channels: int) -> Tensor:
+    """Filters `[O, channels, …]` of those of R, G and B: their sum for gray, else repeated at the same strength."""
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, [i % 3 for i in range(channels)]] * (3 / channels)
 
 
 def _stored_name(name: str, found: Iterable[str]) -> str | None:

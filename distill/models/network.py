@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.batch import MAX_CLASSES, Outputs
+from distill.batch import MAX_CLASSES, RGB, ImageKind, Outputs
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
+from distill.models.classic import CNN, FCN
 from distill.models.encoder import cut, load_encoder_weights
-from distill.models.smp_files import read_classes, read_config, read_normalization
+from distill.models.smp_files import INPUT, Input, read_classes, read_config, read_input, read_normalization
 
 # Architectures whose pooling turns the traced image size into a constant: exported for one size only.
 FIXED_SIZE = ("pspnet", "upernet")
+ARCHITECTURES = smp.MODEL_ARCHITECTURES_MAPPING | {"fcn": FCN, "cnn": CNN}
 DEPTH = 5  # of SMP's encoders, unless options.encoder_depth says less
 
 
@@ -55,10 +58,16 @@ class Network(nn.Module):
     """An SMP network that takes raw images.
 
     Args:
-        model: the SMP network.
+        model: the SMP network, with a channel for each class; or with one for two classes, a logit z that stands for
+            the logits `[0, z]`.
         classes: class names in the order of their ids.
-        mean: mean of the RGB channels of images in 0 to 1.
+        mean: of each channel that the network takes; of images of 8 bits in 0 to 1, else in the images' own units.
         std: standard deviation likewise.
+        image: the images.
+        bands: which of their channels the network takes, counted from 0; all if not given.
+
+    Raises:
+        ConfigError: not one mean and one standard deviation for each channel.
     """
 
     model: Any
@@ -66,7 +75,15 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        image: ImageKind = RGB,
+        bands: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)  # as the images come
         for layer in model.modules():
@@ -75,8 +92,18 @@ class Network(nn.Module):
         self.classes = list(classes)
         # PAN pools the stride-16 map three times more.
         self.stride = 128 if isinstance(model, smp.PAN) else max(32, self.model.encoder.output_stride)
-        self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+        self.takes(image, bands, mean, std)
+
+    def takes(self, image: ImageKind, bands: Sequence[int] | None, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Sets what images there are, and how they are normalized; see the class."""
+        self.image, self.bands = image, None if bands is None else list(bands)
+        count = image.channels if bands is None else len(bands)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != count:
+                has = f"{len(values)} number{'s' * (len(values) > 1)}"
+                raise ConfigError(f"{name}: {has} for {count} channels; give one for each, or leave it out")
+            numbers = image.white * torch.tensor(list(values), dtype=torch.float32)
+            self.register_buffer(name, numbers.view(1, count, 1, 1), persistent=False)
 
     @property
     def channels(self) -> dict[str, int]:
@@ -89,7 +116,12 @@ class Network(nn.Module):
 
     def normalize(self, image: Tensor) -> Tensor:
         """What the SMP network takes: the image less its mean, in standard deviations."""
-        return (image.to(self.mean.dtype) - self.mean) / self.std
+        image = image.to(self.mean.dtype)
+        return ((image if self.bands is None else image[:, self.bands]) - self.mean) / self.std
+
+    def black(self, size: Sequence[int], count: int = 1) -> Tensor:
+        """Images `[count, C, height, width]` of zeros, such as the network takes."""
+        return torch.zeros(count, self.image.channels, *size, device=self.mean.device)
 
     @staticmethod
     def pad(x: Tensor, stride: int) -> Tensor:
@@ -101,7 +133,7 @@ class Network(nn.Module):
         """Logits, and intermediate maps by name.
 
         Args:
-            image: RGB `[N, 3, H, W]`, uint8 or float, 0 to 255, any size.
+            image: `[N, C, H, W]` of `self.image.channels`, its numbers as stored, of any type and size.
             features: names of the maps to return: `encoder.1` … `encoder.5`, `decoder`.
 
         Raises:
@@ -113,7 +145,7 @@ class Network(nn.Module):
         """What `forward` returns, of images that are normalized and padded.
 
         Args:
-            x: `[N, 3, H', W']`, multiples of the stride.
+            x: `[N, C, H', W']` of the channels that it takes, multiples of the stride.
             size: `(height, width)` before the padding.
             features: as for `forward`.
         """
@@ -121,7 +153,7 @@ class Network(nn.Module):
         if isinstance(self.model, smp.DPT):
             if features:
                 raise ConfigError(f"arch dpt: has no feature maps {', '.join(features)}; use terms on logits only")
-            return Outputs(self.model(x), (height, width), padded_size)
+            return Outputs(class_logits(self.model(x)), (height, width), padded_size)
         stages = self.model.encoder(x)
         decoded = self.model.decoder(stages)
         convolution, upsampling, _ = self.model.segmentation_head  # the third would turn logits into probabilities
@@ -129,7 +161,7 @@ class Network(nn.Module):
         if missing := [name for name in features if name not in maps]:
             raise ConfigError(f"feature map {missing[0]!r}: the network has {', '.join(maps)}")
         return Outputs(
-            convolution(decoded),
+            class_logits(convolution(decoded)),
             (height, width),
             padded_size,
             getattr(upsampling, "align_corners", True),
@@ -142,22 +174,56 @@ class Network(nn.Module):
         self.model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)
 
+    @property
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation in the units in which settings and files give them."""
+        mean, std = ((buffer / self.image.white).flatten().tolist() for buffer in (self.mean, self.std))
+        return mean, std
 
-def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
+
+def class_logits(logits: Tensor) -> Tensor:
+    """A logit for each class, `[N, C, h, w]`, of a head's channels.
+
+    A head of one channel z, made for a sigmoid, gives the logits `[0, z]` of two classes: softmax of these is the
+    sigmoid of z, so every loss and metric means the same for both kinds of head. A softmax over z alone would be 1
+    everywhere, and its divergence from any teacher 0.
+    """
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
+
+
+def head_channels(head: str, classes: Sequence[str]) -> int:
+    """Channels of a network's head.
+
+    Raises:
+        ConfigError: a sigmoid for other than two classes.
+    """
+    if head == "softmax":
+        return len(classes)
+    if len(classes) != 2:
+        raise ConfigError(f"head: sigmoid decides between two classes, here are {len(classes)}; set softmax")
+    return 1
+
+
+def build(network: NetworkConfig, classes: Sequence[str], image: ImageKind = RGB) -> Network:
     """A new network.
+
+    Args:
+        network: the settings.
+        classes: class names in the order of their ids.
+        image: the images.
 
     Raises:
         ConfigError: unknown architecture, encoder or option, or weights that could not be downloaded.
     """
-    known = list(smp.MODEL_ARCHITECTURES_MAPPING)
-    if network.arch.lower() not in known:
-        raise ConfigError(f"arch: {network.arch!r} is not one of {', '.join(known)}")
+    channels = head_channels(network.head, classes)
+    if network.arch.lower() not in ARCHITECTURES:
+        raise ConfigError(f"arch: {network.arch!r} is not one of {', '.join(ARCHITECTURES)}")
     try:
-        model = smp.create_model(
-            network.arch,
+        model = ARCHITECTURES[network.arch.lower()](
             encoder_name=network.encoder_name,
             encoder_weights=None if network.weights_file else network.encoder_weights,
-            classes=len(classes),
+            classes=channels,
+            in_channels=check_bands(network.channels, image),
             **network.options,
         )
     except Exception as error:  # whatever SMP, timm or the hub raise, the cause is one of these settings
@@ -174,7 +240,19 @@ def build(network: NetworkConfig, classes: Sequence[str]) -> Network:
         cut(model)
     if network.weights_file:
         load_encoder_weights(model, network.weights_file)
-    return Network(model, classes, network.mean, network.std)
+    return Network(model, classes, network.mean, network.std, image, network.channels)
+
+
+def check_bands(bands: Sequence[int] | None, image: ImageKind) -> int:
+    """How many channels a network takes of images.
+
+    Raises:
+        ConfigError: one that they do not have.
+    """
+    for band in bands or ():
+        if not 0 <= band < image.channels:
+            raise ConfigError(f"channels: {band} is not one of the images' channels, 0 to {image.channels - 1}")
+    return len(bands) if bands else image.channels
 
 
 def save(network: Network, folder: Path) -> None:
@@ -182,31 +260,47 @@ def save(network: Network, folder: Path) -> None:
     network.save_weights(folder)
     names = {str(i): name for i, name in enumerate(network.classes)}
     (folder / "id2label.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n")
+    if network.image != RGB or network.bands is not None:
+        mean, std = network.normalization
+        known = Input(network.image.channels, network.image.dtype, network.bands, mean, std)
+        (folder / INPUT).write_text(json.dumps(asdict(known), indent=2) + "\n")
 
 
-def load(folder: Path, classes: Sequence[str] | None, mean: Sequence[float], std: Sequence[float]) -> Network:
+def load(
+    folder: Path,
+    classes: Sequence[str] | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image: ImageKind | None = None,
+    bands: Sequence[int] | None = None,
+) -> Network:
     """A network from a folder written by `save` or by SMP's `save_pretrained`, in eval mode.
 
     Args:
         folder: the folder.
         classes: the class names that it must have; those of the folder (else `class 0`, `class 1`, …) if not given.
-        mean: used if the folder does not say (`albumentations_config_eval.json`).
+        mean: used if the folder does not say (`input.json`, `albumentations_config_eval.json`).
         std: likewise.
+        image: the images that it must take; as many channels of 8 bits as it has if neither this nor the folder says.
+        bands: which of their channels it takes, if the folder does not say.
 
     Raises:
         ConfigError: no such folder, one whose files do not say what they should, unreadable weights, or other classes.
     """
-    config, found, normalization = read_config(folder), read_classes(folder), read_normalization(folder)
+    config, found = read_config(folder), read_classes(folder)
+    image, bands, (mean, std) = input_of(folder, config["in_channels"], image, bands, (mean, std))
     count = config["classes"]
-    wanted = classes or found or [f"class {i}" for i in range(count)]
-    if count == 1 and (classes is None or len(wanted) > 1):
+    if found is not None and count == len(found) == 1:  # the only name is that of the yes
+        found = ["background", *found]
+    wanted = classes or found or [f"class {i}" for i in range(max(count, 2))]
+    if count == 1 and len(wanted) != 2:
         raise ConfigError(
-            f"{folder}: predicts one class (config.json: classes 1), a yes or no for each pixel; expected a network "
-            f"with one output for each of two or more classes, the background being one of them"
+            f"{folder}: predicts one class (config.json: classes 1), a yes or no for each pixel, and so tells two "
+            f"classes apart, background and it; but the data has {len(wanted)}"
         )
     if found is not None and found != list(wanted):
         raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(wanted)}")
-    if count != len(wanted):
+    if count not in (1, len(wanted)):
         source = "the data" if classes else "id2label.json"
         raise ConfigError(f"{folder}: predicts {count} classes, but {source} has {len(wanted)}")
     if count > MAX_CLASSES:
@@ -217,7 +311,42 @@ def load(folder: Path, classes: Sequence[str] | None, mean: Sequence[float], std
             model = _smp_network(folder, config)
     except Exception as error:
         raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return Network(model, wanted, *(normalization or (mean, std))).eval()
+    return Network(model, wanted, mean, std, image, bands).eval()
+
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+
+
+def input_of(
+    folder: Path, channels: int, image: ImageKind | None, bands: Sequence[int] | None, usual: Normalization
+) -> tuple[ImageKind, Sequence[int] | None, Normalization]:
+    """The images of a network in a folder, which of their channels it takes, and how they are normalized.
+
+    Args:
+        folder: the folder.
+        channels: how many the network takes.
+        image: the images that it must take.
+        bands: which of their channels it takes, if the folder does not say.
+        usual: mean and std, if the folder does not say.
+
+    Raises:
+        ConfigError: other images than these.
+    """
+    known = read_input(folder)
+    if known:
+        bands, usual, made_for = known.bands, (known.mean, known.std), ImageKind(known.channels, known.dtype)
+        if image and image != made_for:
+            raise ConfigError(f"{folder / INPUT}: it takes images of {made_for}, but the data has {image}")
+        image = made_for
+    image = image or ImageKind(max(bands) + 1 if bands else channels)
+    if (found := check_bands(bands, image)) != channels:
+        fix = f"name the {channels} that it takes, as in channels {list(range(channels))}"
+        if found < channels:
+            fix = "take another network" if bands is None else fix
+        raise ConfigError(f"{folder}: takes images of {channels} channel{'s' * (channels > 1)}, not of {found}; {fix}")
+    if not known and (normalization := read_normalization(folder, channels)):
+        usual = tuple([n * 255 / image.white for n in numbers] for numbers in normalization)  # type: ignore[assignment]
+    return image, bands, usual
 
 
 class _LinspaceOnCpu(TorchFunctionMode):
@@ -230,7 +359,7 @@ class _LinspaceOnCpu(TorchFunctionMode):
 def _smp_network(folder: Path, config: dict[str, Any]) -> Any:
     """SMP's own loading, of its architectures alone; fetches nothing, builds nothing larger than the weights."""
     arguments = {name: value for name, value in config.items() if name != "_model_class"} | {"encoder_weights": None}
-    known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    known = {cls.__name__: cls for cls in ARCHITECTURES.values()}
     if (name := config["_model_class"]) not in known:
         raise ValueError(f"config.json: _model_class {name!r} is not one of {', '.join(known)}")
     with safe_open(folder / "model.safetensors", "pt") as weights:
@@ -272,7 +401,7 @@ def freeze_unused(network: Network, size: Sequence[int], features: Sequence[str]
     """
     network.eval()  # so that the dry run leaves BatchNorm statistics alone
     height, width = (max(32, n) for n in size)
-    outputs = network(torch.zeros(1, 3, height, width, device=network.mean.device), features)
+    outputs = network(network.black((height, width)), features)
     sum(t.float().sum() for t in (outputs.logits, *outputs.features.values())).backward()
     unused = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     for name, p in network.named_parameters():
@@ -291,7 +420,7 @@ def count_flops(network: Network, size: Sequence[int]) -> int:
 
     def count(twin: Network) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            twin.eval()(torch.zeros(1, 3, *size, device=twin.mean.device))
+            twin.eval()(twin.black(size))
         return int(counter.get_total_flops())
 
     twin = copy.deepcopy(network)

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.batch import Outputs
+from distill.batch import RGB, ImageKind, Outputs
 from distill.config.schema import OWN, NetworkConfig
 from distill.errors import ConfigError
 from distill.models import network as named
-from distill.models.network import Network
-from distill.models.smp_files import read_classes, read_normalization, read_object
+from distill.models.network import Network, class_logits
+from distill.models.smp_files import read_classes, read_object
 
 OPTIONS = {"stride": 32, "align_corners": False}
 
@@ -28,12 +28,15 @@ class OwnNetwork(Network):
 
     Args:
         model: takes normalized float images `[N, 3, H, W]`, whose sizes are multiples of the stride, and gives logits
-            `[N, C, h, w]`: a tensor, the first of several, or as `out` or `logits` of a dict or an object.
+            `[N, C, h, w]`, or one for two classes (see `class_logits`): a tensor, the first of several, or as `out` or
+            `logits` of a dict or an object.
         classes: class names in the order of their ids.
-        mean: mean of the RGB channels of images in 0 to 1.
-        std: standard deviation likewise.
+        mean: see `Network`.
+        std: likewise.
         stride: images are padded to multiples of it, below and on the right.
         align_corners: how logits of a smaller map are upsampled (bilinear).
+        image: see `Network`.
+        bands: likewise.
     """
 
     def __init__(
@@ -44,13 +47,14 @@ class OwnNetwork(Network):
         std: Sequence[float],
         stride: int = 32,
         align_corners: bool = False,
+        image: ImageKind = RGB,
+        bands: Sequence[int] | None = None,
     ):
         nn.Module.__init__(self)
         self.model = model if isinstance(model, nn.Module) else _Function(model)
         self.classes, self.stride, self.align_corners = list(classes), stride, align_corners
         self.fixed_size = False  # whether its file takes one size only; found out when it is exported
-        self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+        self.takes(image, bands, mean, std)
 
     @property
     def kind(self) -> str:
@@ -71,6 +75,8 @@ class OwnNetwork(Network):
         if features:
             raise ConfigError(f"{self.kind}: is a network of your own, which gives no feature map {features[0]}")
         logits = _logits(self.model(x.contiguous()))
+        if isinstance(logits, Tensor) and logits.ndim == 4 and len(self.classes) == 2:
+            logits = class_logits(logits)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(self.classes):
             found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"{type(logits).__name__}"
             expected = f"logits [N, {len(self.classes)}, h, w], one channel for each of the classes"
@@ -93,7 +99,7 @@ class OwnNetwork(Network):
         training = self.training
         try:
             with torch.no_grad():
-                self.eval()(torch.zeros(2, 3, *size, dtype=torch.uint8, device=self.mean.device))
+                self.eval()(self.black(size, 2))
         except ConfigError:
             raise
         except Exception as error:
@@ -127,14 +133,14 @@ def _logits(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def build(config: NetworkConfig, classes: Sequence[str], own: Any = None) -> Network:
+def build(config: NetworkConfig, classes: Sequence[str], own: Any = None, image: ImageKind = RGB) -> Network:
     """A new network by the names of the settings; or, if one is handed over, a copy of that one as it is.
 
     Raises:
         ConfigError: unknown names; or the settings say `own`, and none is handed over.
     """
     if config.arch != OWN:
-        return named.build(config, classes)
+        return named.build(config, classes, image)
     if own is None:
         raise ConfigError(f"arch: {OWN!r} is a network that was handed over in Python; call distill.distill as before")
     if unknown := config.options.keys() - OPTIONS.keys():
@@ -142,7 +148,9 @@ def build(config: NetworkConfig, classes: Sequence[str], own: Any = None) -> Net
     options = OPTIONS | config.options
     if type(options["stride"]) is not int or options["stride"] < 1:
         raise ConfigError(f"options: stride {options['stride']!r} must be a whole number above 0")
-    return OwnNetwork(copy.deepcopy(_bare(own)), classes, config.mean, config.std, **options)
+    named.check_bands(config.channels, image)
+    mean, std, bands = config.mean, config.std, config.channels
+    return OwnNetwork(copy.deepcopy(_bare(own)), classes, mean, std, **options, image=image, bands=bands)
 
 
 def load(
@@ -151,6 +159,8 @@ def load(
     mean: Sequence[float],
     std: Sequence[float],
     own: Any = None,
+    image: ImageKind | None = None,
+    bands: Sequence[int] | None = None,
 ) -> Network:
     """A network from a folder, in eval mode; see `network.load`.
 
@@ -160,12 +170,14 @@ def load(
         mean: used if the folder does not say.
         std: likewise.
         own: the module whose weights are in the folder, if it is one of somebody's own; it is copied.
+        image: the images that it must take.
+        bands: which of their channels it takes, if the folder does not say.
 
     Raises:
         ConfigError: something else than expected.
     """
     if own is None:
-        return named.load(folder, classes, mean, std)
+        return named.load(folder, classes, mean, std, image, bands)
     path, found = folder / "model.safetensors", read_classes(folder)
     if not path.is_file():
         raise ConfigError(f"{folder}: holds no model.safetensors; expected the folder of a student or a run")
@@ -173,10 +185,11 @@ def load(
         raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(classes)}")
     if not (wanted := classes or found):
         raise ConfigError(f"{folder}: holds no id2label.json, which names the classes")
-    mean, std = read_normalization(folder) or (mean, std)
+    count = named.check_bands(bands, image or RGB)
+    image, bands, (mean, std) = named.input_of(folder, count, image, bands, (mean, std))
     record = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     options = {key: record.get(key, value) for key, value in OPTIONS.items()}
-    network = OwnNetwork(copy.deepcopy(_bare(own)), wanted, mean, std, **options)
+    network = OwnNetwork(copy.deepcopy(_bare(own)), wanted, mean, std, **options, image=image, bands=bands)
     try:
         network.model.load_state_dict(load_file(path), strict=True)
     except Exception as error:  # safetensors' and torch's

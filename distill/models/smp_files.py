@@ -6,13 +6,16 @@ Such folders come from others, so all is looked at before anything is built from
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from distill.errors import ConfigError
 
-FILES = ("config.json", "model.safetensors", "id2label.json", "albumentations_config_eval.json")  # all that is read
+INPUT = "input.json"  # ours, of networks that take other images than RGB of 8 bits
+FILES = ("config.json", "model.safetensors", "id2label.json", "albumentations_config_eval.json", INPUT)  # all read
 MAX_BYTES = 1_000_000
 MAX_NUMBER = 100_000  # above the channels, blocks and sizes of any known network
 FETCHING = ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")  # timm's
@@ -57,9 +60,54 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path}: {name}: asks for more than {MAX_NUMBER:,} of something; set what the weights have"
             )
-    if config["in_channels"] != 3:
-        raise ConfigError(f"{path}: in_channels: {config['in_channels']}, but images here are RGB; expected 3")
+    if config["in_channels"] < 1:
+        raise ConfigError(f"{path}: in_channels: {config['in_channels']}; expected at least 1")
     return config
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network takes.
+
+    Attributes:
+        channels: of the images.
+        dtype: of the images: `uint8`, `uint16` or `float32`.
+        bands: which of their channels, counted from 0; None for all.
+        mean: of each; of images of 8 bits in 0 to 1, else in the images' own units.
+        std: standard deviation likewise.
+    """
+
+    channels: int
+    dtype: str
+    bands: list[int] | None
+    mean: list[float]
+    std: list[float]
+
+
+def read_input(folder: Path) -> Input | None:
+    """What the network of a folder takes, from `input.json`; None if there is none: RGB of 8 bits, or SMP's own folder.
+
+    Raises:
+        ConfigError: a file that does not say it.
+    """
+    path = folder / INPUT
+    if not path.is_file():
+        return None
+    values = read_object(path)
+    bands = values.get("bands")
+    taken = values.get("channels") if bands is None else len(bands) if isinstance(bands, list) else None
+    good = values.keys() == {f.name for f in fields(Input)} and values["dtype"] in ("uint8", "uint16", "float32")
+    good = good and type(values["channels"]) is int and 0 < values["channels"] <= MAX_NUMBER
+    good = good and all(type(band) is int and 0 <= band < values["channels"] for band in bands or [])
+    for name in ("mean", "std"):
+        numbers = values.get(name)
+        good = good and isinstance(numbers, list) and len(numbers) == taken
+        good = good and all(type(n) in (int, float) and math.isfinite(n) for n in numbers or [])
+    if not good or not all(n > 0 for n in values["std"]):
+        raise ConfigError(
+            f"{path}: holds {json.dumps(values):.200}; expected what this project writes; restore the file"
+        )
+    return Input(**values)
 
 
 def read_classes(folder: Path) -> list[str] | None:
@@ -79,8 +127,8 @@ def read_classes(folder: Path) -> list[str] | None:
     return [names[i] for i in ids]
 
 
-def read_normalization(folder: Path) -> tuple[list[float], list[float]] | None:
-    """Mean and std (images in 0 to 1), from the pipeline in `albumentations_config_eval.json`; None if it says neither.
+def read_normalization(folder: Path, channels: int = 3) -> tuple[list[float], list[float]] | None:
+    """Mean and std, in units of 255, from the pipeline in `albumentations_config_eval.json`; None if it says neither.
 
     Raises:
         ConfigError: a pipeline that changes the values of an image in another way; names the transform.
@@ -89,12 +137,16 @@ def read_normalization(folder: Path) -> tuple[list[float], list[float]] | None:
     if not path.is_file():
         return None
     pipeline = read_object(path).get("transform")
-    mean, std, white = [0.0] * 3, [1.0] * 3, 255.0  # white: what stands for 1 at this point of the pipeline
+    mean, std, white = (
+        [0.0] * channels,
+        [1.0] * channels,
+        255.0,
+    )  # white: what stands for 1 at this point of the pipeline
     try:
         for name, transform in _flat(pipeline):
             if name == "ToFloat" and white == 1:  # it leaves floats as they are
                 continue
-            offset, divisor, maximum = _step(name, transform)
+            offset, divisor, maximum = _step(name, transform, channels)
             share = maximum / white
             mean = [m + s * o * share for m, s, o in zip(mean, std, offset, strict=True)]
             std = [s * d * share for s, d in zip(std, divisor, strict=True)]
@@ -127,23 +179,25 @@ def _flat(transform: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _flat(part)
 
 
-def _step(name: str, transform: dict[str, Any]) -> tuple[list[float], list[float], float]:
+def _step(name: str, transform: dict[str, Any], channels: int) -> tuple[list[float], list[float], float]:
     """What is taken off and what is divided by, both in units of the third."""
     if name == "ToFloat":
         maximum = transform.get("max_value")
-        return [0.0] * 3, [1.0] * 3, _three(name, "max_value", 255.0 if maximum is None else maximum, above=0)[0]
+        maximum = 255.0 if maximum is None else maximum
+        return [0.0] * channels, [1.0] * channels, _each(name, "max_value", maximum, channels, above=0)[0]
     if name != "Normalize":
         raise ValueError(f"{name} changes the values of an image, and not as this network's input is normalized here")
     if (kind := transform.get("normalization", "standard")) != "standard":
         raise ValueError(f"Normalize has normalization {kind!r}, which takes its numbers from each image")
-    maximum = _three(name, "max_pixel_value", transform.get("max_pixel_value", 255.0), above=0)[0]
-    mean, std = transform.get("mean"), transform.get("std")
-    return _three(name, "mean", mean), _three(name, "std", std, above=0), maximum
+    maximum = _each(name, "max_pixel_value", transform.get("max_pixel_value", 255.0), channels, above=0)[0]
+    mean, std = (_each(name, key, transform.get(key), channels, above) for key, above in (("mean", None), ("std", 0)))
+    return mean, std, maximum
 
 
-def _three(name: str, argument: str, value: Any, above: float = -MAX_NUMBER) -> list[float]:
+def _each(name: str, argument: str, value: Any, channels: int, above: float | None = None) -> list[float]:
     """One number for all channels, or one for each."""
-    numbers = value if isinstance(value, list) and len(value) == 3 else [value] * 3
+    above = -MAX_NUMBER if above is None else above
+    numbers = value if isinstance(value, list) and len(value) == channels else [value] * channels
     for number in numbers:
         if type(number) not in (int, float) or not above < number < MAX_NUMBER:
             raise ValueError(f"{name} has {argument} {json.dumps(value):.60}")

@@ -100,8 +100,9 @@ def about(network: Network, palette: Palette) -> dict[str, Any]:
         "classes": network.classes,
         "palette": [list(color) for color in palette],
         "void": VOID,
-        "mean": (network.mean / 255).flatten().tolist(),
-        "std": (network.std / 255).flatten().tolist(),
+        "image": {"channels": network.image.channels, "dtype": network.image.dtype, "taken": network.bands},
+        "mean": network.normalization[0],
+        "std": network.normalization[1],
         "stride": network.stride,
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
     }

@@ -14,7 +14,7 @@ from distill.deployment.latency import Benchmark
 from distill.errors import cell, printable
 from distill.models.network import Network
 from distill.reporting.results import ExportResults, Refused, Results, StudentResults
-from distill.visualize import colorize, row
+from distill.visualize import colorize, row, viewable
 
 STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG = (230, 60, 50), (60, 130, 240), (245, 190, 40)
 TITLES = ("input", "ground truth", "teacher", "student", "disagreement")
@@ -27,7 +27,7 @@ def strip(
     """Input | ground truth | teacher | student | disagreement as one picture.
 
     Args:
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]`, of any kind.
         mask: uint8 `[H, W]`.
         networks: `teacher` and `student`, on the CPU or elsewhere.
         palette: a color a class.
@@ -36,6 +36,7 @@ def strip(
         uint8 `[H', W', 3]`.
     """
     teacher, student = (predict(networks[name], image) for name in ("teacher", "student"))
+    image = viewable(image)
     known, differ = mask < UNLABELED, teacher != student
     marks = {
         STUDENT_WRONG: teacher == mask,
@@ -51,7 +52,7 @@ def strip(
 
 @torch.no_grad()
 def predict(network: Network, image: np.ndarray) -> np.ndarray:
-    """Class ids uint8 `[H, W]` of an image uint8 `[H, W, 3]`."""
+    """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
     batch = torch.from_numpy(np.ascontiguousarray(image[None]).copy()).permute(0, 3, 1, 2).to(network.mean.device)
     return network(batch).upsampled().max(1).indices[0].byte().cpu().numpy()
 

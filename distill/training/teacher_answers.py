@@ -17,6 +17,7 @@ from distill.config.schema import Config
 from distill.data import CachedTargets, Dataset, Splits, TeacherCache, known_by, missing_groups, pixel_hash
 from distill.data.loader import collate
 from distill.data.pixel_positions import MapGeometry
+from distill.data.teacher_cache import MANIFEST
 from distill.errors import ConfigError, Stopped
 from distill.losses.pixel import divergence, soften
 from distill.models import fingerprint
@@ -109,6 +110,8 @@ def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = No
     on_all(accelerator, cache.open)
     for path in cache.damaged:
         run.say(f"{path}: is damaged; what it held is asked of the teacher again")
+    if cache.rewritten:
+        run.say(f"{folder / MANIFEST}: was damaged, and is written anew: the answers beside it are this teacher's")
     teacher = Teacher(network, run.precision)  # type: ignore[arg-type]
     # Machines without a common disk may lack different ones, but must take part in the same exchanges.
     lacking = torch.tensor([any(missing_groups(names, cache.entries))], device=accelerator.device)

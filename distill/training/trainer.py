@@ -74,7 +74,7 @@ class Trainer:
         self.steps, self.peak = network.max_train_steps, network.learning_rate
 
         torch.manual_seed(config.seed)
-        self.student = build(network, run.splits.classes, run.own.get(stage.section))
+        self.student = build(network, run.splits.classes, run.own.get(stage.section), run.splits.image)
         objective = build_objective(config, self.student, teacher.network if teacher else None)
         self.distiller = Distiller(self.student, objective)
         freeze_unused(self.student, config.data.crop_size, objective.features)

@@ -293,6 +293,9 @@ def test_one_class_against_the_rest(tmp_path):
     settings = folders(tmp_path, [0, 7, 9, 255])
     splits = opened(tmp_path, **settings, labels={9: "lane", "*": "ground"})
     assert (splits.train.read(0)[1] == np.resize([0, 0, 1, 255], SIZE)).all()
+    splits = opened(tmp_path, **settings, labels={"ground": "g", "lane": "l", "*": "more"}, check="off")
+    assert splits.classes == ["g", "l", "more"]
+    assert (splits.train.read(0)[1] == np.resize([0, 2, 2, 255], SIZE)).all()
 
 
 @pytest.mark.parametrize(
@@ -346,6 +349,16 @@ def test_masks_in_colors_that_are_not_listed(tmp_path):
         refused(tmp_path, rf"data\.mask_colors: .*{words}", **settings, mask_colors=colors)
     palette = opened(tmp_path, **settings, mask_colors="palette", palette=[list(c) for c in COLORS[:2]], check="off")
     assert palette.classes == ["ground", "lane"]
+
+
+def test_all_classes_that_are_not_listed_can_become_one():
+    config = DataConfig(labels={"boat": "boat", "*": "rest"}, synthetic_train=3, synthetic_val=1)
+    merged, whole = open_splits(config), open_splits(DataConfig(synthetic_train=3, synthetic_val=1))
+    assert merged.classes == ["rest", "boat"]
+    boat = whole.classes.index("boat")
+    for i in range(3):
+        mask, known = merged.train.read(i)[1], whole.train.read(i)[1]
+        assert np.array_equal(mask, np.where(known == 255, 255, known == boat))
 
 
 def test_merged_colors(tmp_path):

@@ -3,6 +3,7 @@
 import multiprocessing
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,21 +141,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         TeacherCache(tmp_path / "photo.jpg", {}, 3).open()
 
 
-@pytest.mark.parametrize("where", ["header", "map", "last byte", "cut off", "empty", "key", "no manifest"])
+@pytest.mark.parametrize("where", ["header", "map", "last byte", "cut off", "empty", "key", "stride"])
 def test_damage_is_found_and_nothing_of_it_is_used(tmp_path, where):
     cache = filled(tmp_path / "cache")
     (path,) = (tmp_path / "cache").glob("*.safetensors")
-    if where == "no manifest":
-        (tmp_path / "cache" / "manifest.json").write_text("{")
-        with pytest.raises(ConfigError, match=r"manifest\.json: cannot be read; remove"):
-            TeacherCache(tmp_path / "cache", {"teacher": "a"}, 3).open()
-        return
     content = bytearray(path.read_bytes())
     place = {
         "header": 30,
         "map": cache.entries["x"].offset + 5,
         "last byte": -1,
         "key": content.index(cache.key.encode()),
+        "stride": content.index(b'stride\\": 4') + len(b'stride\\": '),
     }
     if where in place:
         content[place[where]] ^= 4
@@ -165,6 +162,66 @@ def test_damage_is_found_and_nothing_of_it_is_used(tmp_path, where):
     assert not path.exists()
     with pytest.raises(ConfigError, match="remove it, and what it held is asked of the teacher again"):
         cache.entries["x"].read()
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"made_with": {"teacher": "b"}}', b"\xff", None])
+def test_a_damaged_manifest_is_written_anew_where_the_files_say_whose_they_are(tmp_path, content):
+    cache = filled(tmp_path / "cache")
+    manifest = tmp_path / "cache" / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.unlink() if content is None else manifest.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"set another folder|cannot be read; remove"):
+        TeacherCache(tmp_path / "cache", {"teacher": "c"}, 3).open()
+    again = TeacherCache(tmp_path / "cache", {"teacher": "a"}, 3).open()
+    assert again.rewritten and again.entries == cache.entries and manifest.read_bytes() == whole
+    assert not TeacherCache(tmp_path / "cache", {"teacher": "a"}, 3).open().rewritten
+
+
+def test_of_two_teachers_that_begin_at_once_the_second_is_refused(tmp_path):
+    one, other = (TeacherCache(tmp_path / "cache", {"teacher": name}, 3).open() for name in "ab")
+    one.begin()
+    with pytest.raises(ConfigError, match=r'holds the answers of another teacher \(teacher "a" there, "b" here\)'):
+        other.begin()
+    late = TeacherCache(tmp_path / "late", {"teacher": "b"}, 3).open()
+    put = late._put
+
+    def overtaken(path, content, first=False):
+        TeacherCache(tmp_path / "late", {"teacher": "a"}, 3).open().begin()  # between the look and the writing
+        put(path, content, first)
+
+    late._put = overtaken
+    with pytest.raises(ConfigError, match="another teacher"):
+        late.begin()
+
+
+def test_what_another_run_has_repaired_or_removed_is_left_alone(tmp_path):
+    cache = filled(tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    again = TeacherCache(tmp_path / "cache", {"teacher": "a"}, 3).open()
+    path.write_bytes(whole)
+    again.begin()
+    assert path.read_bytes() == whole
+    path.unlink()
+    again.begin()
+    assert again.damaged == [path] and not cache.open().entries
+
+
+def test_what_cannot_be_read_is_named_and_not_removed(tmp_path, monkeypatch):
+    cache = filled(tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*.safetensors")
+    opened = Path.open
+
+    def closed(self, *arguments, **others):
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **others)
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(ConfigError, match=r"safetensors: cannot be read \(Permission denied\); make it readable"):
+        cache.open()
+    assert path.exists()
 
 
 def test_groups_follow_from_the_images_alone():

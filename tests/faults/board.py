@@ -25,6 +25,7 @@ from harness import Figure  # first: it lets the others be found  # isort: skip
 
 import alignment
 import bad_files
+import caches
 import corruption
 import exactness
 import guards
@@ -79,6 +80,16 @@ FIGURES: dict[str, tuple[str, Measure, Measure]] = {
         "data or teacher changed between stop and resume, and mixed",
         lambda f: mixing.mixings(list(mixing.WAYS), f),
         lambda f: mixing.mixings(list(mixing.WAYS)[::6], f),
+    ),
+    "caches": (
+        "a teacher's cache another's, damaged, full, read-only, shared, killed at: one clear line, or repaired",
+        lambda f: caches.caches(caches.NAMES, f),
+        lambda f: caches.caches(caches.NAMES[1::5], f),
+    ),
+    "cache-files": (
+        "files of a teacher's cache damaged and taken all the same",
+        lambda f: caches.damages(480, f),
+        lambda f: caches.damages(48, f),
     ),
     "workers": (
         "numbers of workers that change the bits",

@@ -29,7 +29,7 @@ def images(height: int, width: int, count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("arch", ["unet", "fpn", "linknet", "deeplabv3plus", "pspnet", "upernet", "pan"])
+@pytest.mark.parametrize("arch", ["unet", "fpn", "linknet", "deeplabv3plus", "pspnet", "upernet", "pan", "fcn", "cnn"])
 def test_forward_is_smps_on_the_normalized_and_padded_image(arch):
     encoder = "resnet18" if arch in ("deeplabv3plus", "pan", "upernet") else "tu-test_resnet"
     ours, image = network(arch, encoder), images(50, 70)
@@ -194,7 +194,7 @@ BAD_FILES = {
         }.items()
         for value in values
     },
-    "gray images": (changed(CONFIG, in_channels=1), "in_channels: 1, but images here are RGB"),
+    "no channels": (changed(CONFIG, in_channels=0), "in_channels: 0; expected at least 1"),
     "one class": (changed(CONFIG, classes=1), "predicts one class"),
     "no class of network": (changed(CONFIG, _model_class=None), "_model_class: None; expected"),
     "a weights file elsewhere": (changed(CONFIG, checkpoint_path="x.pt"), "checkpoint_path: would read another file"),
@@ -263,7 +263,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(smp, "create_model", offline)
+    monkeypatch.setitem(models.network.ARCHITECTURES, "fpn", offline)
     with pytest.raises(
         ConfigError, match=r"encoder_weights: 'imagenet'.*no route to host.*set encoder_weights to null"
     ):
