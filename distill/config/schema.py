@@ -53,8 +53,8 @@ class DataConfig(Settings):
         classes: class names in the order of their ids; public data sets and `synthetic` bring their own. A single name
             is that of the foreground, in masks of 0 and 1.
         labels: changes of the labels: `{name or value in the masks: name of a class, or ignore}`: merges, renames, and
-            gives values that are not numbers of the list a class, such as `{255: lane}`. `*` is every class that is not
-            listed: `{car: car, "*": rest}`.
+            gives values that are not numbers of the list a class, such as `{255: lane}`; `'*'` stands for all that is
+            not named, as in `{car: car, '*': background}`.
         mask_colors: format `folders`, `mmseg` and `csv`: masks are pictures, with one `[r, g, b]` a class in the order
             of `classes`; further colors are void. `palette` takes those of `palette`.
         reduce_zero_label: label 0 is void, and class ids start at 1.

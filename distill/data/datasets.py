@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
-from distill.config.schema import OWN, DataConfig
+from distill.config.schema import NAMED_BY_SETTINGS, OWN, DataConfig
 from distill.data.arrays import Header
 from distill.data.images import ROTATED, read_header, read_image, resize_image, upright
 from distill.data.layouts import read_layout
@@ -121,13 +121,13 @@ def open_splits(config: DataConfig) -> Splits:
     """
     if config.format == OWN:
         raise ConfigError(f"data.format: {OWN!r} is data handed over in Python; call distill.distill as before")
+    _refuse_unused(config)
     notes: list[str] = []
     if config.format == "synthetic":
         how = coding(Labels(shapes.CLASSES, shapes.PALETTE, own_names=True), config.labels)
         sizes = (config.synthetic_train, config.synthetic_val)
-        train, val = (_synthetic(config, seed, n, how.table) for seed, n in enumerate(sizes))
-        kind, void = Header(0, 0, train.channels, train.dtype), [config.ignore_index]
-        known = kind, Path()
+        train, val = (_synthetic(config, seed, n, how) for seed, n in enumerate(sizes))
+        known = Header(0, 0, train.channels, train.dtype), Path()
         if config.in_channels not in (None, config.synthetic_channels):
             fix = f"is not the {config.synthetic_channels} of data.synthetic_channels; leave it out"
             raise ConfigError(f"data.in_channels: {config.in_channels} {fix}")
@@ -137,14 +137,14 @@ def open_splits(config: DataConfig) -> Splits:
         how = coding(layout.labels, config.labels)
         known = _known(config, layout.train[0].image)
         train, val = (_files(config, pairs, how, known) for pairs in (layout.train, layout.val))
-        void, notes = how.void, list(layout.notes)
+        notes = list(layout.notes)
     train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
     unlabeled = None
     if config.unlabeled:
         folder = Path(config.root) / config.unlabeled
         pairs = [PairOfFiles(key, path) for key, path in find_images(folder, bool(config.in_channels)).items()]
         unlabeled = _files(config, pairs, None, known)
-    return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, void, notes)
+    return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, how.void, notes)
 
 
 def check_classes(
@@ -176,14 +176,28 @@ def first(dataset: Dataset, count: int | None) -> Dataset:
     return replace(dataset, names=dataset.names[:count], files=dataset.files[:count])
 
 
-def _synthetic(config: DataConfig, seed: int, length: int, ids: np.ndarray) -> Dataset:
+def _refuse_unused(config: DataConfig) -> None:
+    """Raises ConfigError for settings that change nothing in this format, and would be believed to."""
+    drawn = config.format == "synthetic"
+    unused = {
+        "mask_colors": config.mask_colors is not None and config.format not in NAMED_BY_SETTINGS,
+        "reduce_zero_label": config.reduce_zero_label and drawn,
+        "val_fraction": config.val_fraction and drawn,
+        "val_group": config.val_group is not None and not config.val_fraction,
+    }
+    for name in (name for name, is_set in unused.items() if is_set):
+        where = "without data.val_fraction" if name == "val_group" else f"in data.format {config.format}"
+        raise ConfigError(f"data.{name}: changes nothing {where}; leave it out")
+
+
+def _synthetic(config: DataConfig, seed: int, length: int, how: Coding) -> Dataset:
     height, width = config.synthetic_size
     names = [f"scene-{seed}-{i:05d}" for i in range(length)]
     channels, depth = config.synthetic_channels, config.synthetic_depth
 
     def read(index: int) -> Pair:
         image, mask = scene.render(seed, index, height, width)
-        return bands.spread(image, seed, index, channels, depth), ids[mask].astype(np.uint8)
+        return bands.spread(image, seed, index, channels, depth), how.table[mask].astype(np.uint8)
 
     return Dataset(
         names,

@@ -68,16 +68,17 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
 
     Args:
         labels: what the files hold.
-        changes: `data.labels`: name or value → name of a class, or `ignore`; `*` is every name that is not listed.
+        changes: `data.labels`: name or value → name of a class, or `ignore`; `*` stands for all that is not named.
 
     Raises:
         ConfigError: a name that there is not, a value or color that no mask holds, colors that stand twice.
     """
     changes = changes or {}
-    rest: dict[str | int, str] = {name: changes[REST] for name in labels.classes} if REST in changes else {}
-    by_value, by_name = _sorted_out(labels, {**rest, **{k: v for k, v in changes.items() if k != REST}})
+    rest: dict[str | int, str] = dict.fromkeys(labels.classes, changes[REST]) if REST in changes else {}
+    by_value, by_name = _sorted_out(labels, rest | {k: v for k, v in changes.items() if k != REST})
     targets = [by_name.get(name, name) for name in labels.classes]
-    listed = dict.fromkeys([*targets, *by_value.values()])  # in the order in which they come
+    rest_of_values = [changes[REST]] if REST in changes and not labels.own_names and labels.colors is None else []
+    listed = dict.fromkeys([*targets, *by_value.values(), *rest_of_values])  # in the order in which they come
     classes = [name for name in listed if name != IGNORE]
     if len(classes) > MAX_CLASSES:
         raise ConfigError(f"data.classes: {len(classes)} classes; masks of 8 bits hold at most {MAX_CLASSES}")
@@ -97,6 +98,8 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
         table[list(labels.void)] = VOID
         for value, target in by_value.items():
             table[value] = ids[target]
+        for target in rest_of_values:
+            table[:-1][table[:-1] < 0] = ids[target]
         return Coding(classes, palette, table, None, [int(v) for v in np.flatnonzero(table[:LABELS] == VOID)])
     if by_value:
         raise ConfigError(
@@ -138,12 +141,22 @@ def read_mask(path: Path, max_pixels: int, how: Coding) -> np.ndarray:
         count = int((raw == value).sum())
         known = np.flatnonzero((how.table[:LABELS] >= 0) & (how.table[:LABELS] != VOID))
         listed = f"0 to {len(known) - 1}" if (known == np.arange(len(known))).all() else _listed(known)
-        fix = "set data.ignore_index" if listed.startswith("0 to") else "add it to data.labels"
         raise ConfigError(
             f"{path}: label {value} ({count} pixels) is outside the class list {listed} "
-            f"and is not the void label {_listed(how.void)}; {fix} or remove it"
+            f"and is not the void label {_listed(how.void)}; {_fix(value, known, how)} or remove it"
         )
     return ids.astype(np.uint8)
+
+
+def _fix(value: int, known: np.ndarray, how: Coding) -> str:
+    """What a label that is no class is likely to mean."""
+    if (known != np.arange(len(known))).any():
+        return "add it to data.labels"
+    if value == VOID and len(known) == 2:
+        return f"set data.labels '{{255: {how.classes[1]}}}' if that is meant, or data.ignore_index"
+    if value == len(known):
+        return "set data.ignore_index, or data.reduce_zero_label if 0 is void and ids start at 1,"
+    return "set data.ignore_index"
 
 
 def _sorted_out(labels: Labels, changes: Mapping[str | int, str]) -> tuple[dict[int, str], dict[str, str]]:

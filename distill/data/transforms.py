@@ -145,17 +145,22 @@ def _colors(cls: type) -> bool:
 
 
 def _in_usual_range(cls: type[A.ImageOnlyTransform], pixels: Pixels) -> type[A.ImageOnlyTransform]:
-    """A transform of colors that sees the usual range of each channel as 0 to 1, and gives it back in its own units."""
+    """A transform of colors that sees the usual range of each channel as 0 to 1, and gives it back in its own units.
+
+    What lies beyond is not cut off: it sees the end of the range, and what is beyond comes on top again.
+    """
     low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
 
     class InUsualRange(cls):  # type: ignore[misc, valid-type]
         def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> Any:
-            image = data["image"]
-            # What is drawn from the image, such as noise of its size, is drawn from what is seen of it.
-            result = super().__call__(*args, force_apply=force_apply, **data | {"image": (image - low) / (high - low)})
-            seen = result["image"].reshape(*result["image"].shape[:2], -1)
-            unchanged = np.array_equal(seen, (image - low) / (high - low))
-            return result | {"image": image if unchanged else (seen * (high - low) + low).astype(np.float32)}
+            # Around the whole of it: noise and the like are drawn for the image that it is given.
+            scaled = (data["image"] - low) / (high - low)
+            inside = scaled.clip(0, 1)
+            result = super().__call__(*args, force_apply=force_apply, **data | {"image": inside.copy()})
+            seen = result["image"].reshape(inside.shape)
+            if np.array_equal(seen, inside):
+                return result | {"image": data["image"]}
+            return result | {"image": ((seen + scaled - inside) * (high - low) + low).astype(np.float32)}
 
     return InUsualRange
 

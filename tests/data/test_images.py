@@ -366,6 +366,11 @@ def test_geometry_keeps_values_and_colors_change_within_the_usual_range():
     )
     inside = (image > 200) & (image < 3000)
     assert np.allclose((changed - image)[inside], 0.1 * 3900, atol=1)
+    image[:5] = 30_000
+    changed, _ = build_transform(DataConfig(augmentations=[brighter], crop_size=[HEIGHT, WIDTH]), pixels)(
+        image, mask, (0, 0, 0)
+    )
+    assert np.allclose(changed[:5], 30_000, atol=1), "what is brighter than usual is not cut off"
 
 
 def test_a_transform_that_needs_three_channels_is_named():

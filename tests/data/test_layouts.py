@@ -264,6 +264,16 @@ def test_one_name_is_that_of_the_foreground(tmp_path):
     assert set(np.unique(opened(tmp_path, **settings, labels={255: "lane"}).train.read(0)[1])) == {0, 1}
 
 
+def test_labels_off_by_one_and_masks_of_255_come_with_the_fix(tmp_path):
+    settings = folders(tmp_path, [1, 2]) | {"check": "off"}
+    with pytest.raises(ConfigError, match=r"label 2 .*data\.reduce_zero_label if 0 is void and ids start at 1"):
+        opened(tmp_path, **settings).train.read(0)
+    assert set(np.unique(opened(tmp_path, **settings, reduce_zero_label=True).train.read(0)[1])) == {0, 1}
+    folders(tmp_path, [0, 255])
+    with pytest.raises(ConfigError, match=r"label 255 .*data\.labels '\{255: lane\}'"):
+        opened(tmp_path, **settings, ignore_index=200).train.read(0)
+
+
 def test_labels_are_merged_renamed_and_ignored(tmp_path):
     settings = folders(tmp_path, list(range(5))) | {"classes": ["road", "car", "bus", "bike", "sky"]}
     splits = opened(tmp_path, **settings, labels={"bus": "car", "bike": "ignore", "sky": "air"})
@@ -271,6 +281,31 @@ def test_labels_are_merged_renamed_and_ignored(tmp_path):
     raw = np.resize(np.arange(5), SIZE)
     assert (splits.train.read(0)[1] == np.array([0, 1, 1, VOID, 2])[raw]).all()
     refused(tmp_path, r"data\.labels: 'tram' is neither a class \(road", **settings, labels={"tram": "car"})
+
+
+def test_one_class_against_the_rest(tmp_path):
+    drawn = open_splits(DataConfig(synthetic_train=2, synthetic_val=1, labels={"boat": "boat", "*": "rest"}))
+    usual = open_splits(DataConfig(synthetic_train=2, synthetic_val=1))
+    assert drawn.classes == ["rest", "boat"]
+    mask = usual.train.read(0)[1]
+    boat = usual.classes.index("boat")
+    assert (drawn.train.read(0)[1] == np.where(mask == VOID, VOID, mask == boat)).all()
+    settings = folders(tmp_path, [0, 7, 9, 255])
+    splits = opened(tmp_path, **settings, labels={9: "lane", "*": "ground"})
+    assert (splits.train.read(0)[1] == np.resize([0, 0, 1, 255], SIZE)).all()
+    splits = opened(tmp_path, **settings, labels={"ground": "g", "lane": "l", "*": "more"}, check="off")
+    assert splits.classes == ["g", "l", "more"]
+    assert (splits.train.read(0)[1] == np.resize([0, 2, 2, 255], SIZE)).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mask_colors": "palette"}, {"reduce_zero_label": True}, {"val_fraction": 0.2}, {"val_group": "a"}],
+    ids=str,
+)
+def test_settings_that_would_change_nothing_are_named(settings):
+    with pytest.raises(ConfigError, match=rf"data\.{next(iter(settings))}: changes nothing .*; leave it out"):
+        open_splits(DataConfig(**settings))
 
 
 def test_values_of_masks_that_are_not_ids(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import struct
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import giant_files
 import hostile_media
 import torch
 import watch
@@ -28,6 +30,7 @@ from distill.cli import run_here as main
 from distill.config.parse import parse
 from distill.config.schema import Config
 from distill.data import check_splits, open_splits
+from distill.data.images import read_image
 from distill.storage import sha256, write_json
 from distill.training.checkpoint import CHECKSUM, MANIFEST
 
@@ -159,6 +162,20 @@ def data(folder: Path, name: str) -> None:
     check_splits(open_splits(config.data), config.data)
 
 
+def deep(folder: Path, make: Callable[[Path], object]) -> None:
+    """Reads an image of six channels."""
+    folder.mkdir()
+    make(folder / "image")
+    read_image(folder / "image", 50_000_000, 6)
+
+
+def array(path: Path) -> None:
+    """A NumPy file of 100,000×100,000 pixels, most of them a hole."""
+    header = repr({"descr": "<u2", "fortran_order": False, "shape": (100_000, 100_000, 6)}).ljust(117) + "\n"
+    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode())
+    os.truncate(path, 10 + len(header) + 12 * 10**10)
+
+
 def webp(folder: Path) -> None:
     """A WebP of 50 bytes that claims 16,383 × 16,383 pixels."""
     size = (16382).to_bytes(3, "little")
@@ -260,6 +277,8 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
         if "bomb" in name or "link" in name or name in ("a pipe", "a huge file", "a PostScript program")
     },
     "a bomb of a WebP": webp,
+    "a bomb of a TIFF of six channels": lambda folder: deep(folder, lambda path: giant_files.tile(path, 6)),
+    "a huge array": lambda folder: deep(folder, array),
     "a lock that is a link": lambda folder: victim(folder, ".lock"),
     "settings that are a link": lambda folder: victim(folder, "config.yaml"),
     **hostile_media.HOSTILE,

@@ -48,7 +48,7 @@ def video(path: Path, honest: bool = True) -> Path:
     return path
 
 
-def tile(path: Path) -> Path:
+def tile(path: Path, channels: int = 3) -> Path:
     """A TIFF of 2 MB and 10×10 pixels, which lie in one tile of 25984×25984."""
     part = zlib.compressobj(9)
     block = part.compress(bytes(3 * TILE * TILE // 64)) + part.flush(zlib.Z_FULL_FLUSH)
@@ -57,9 +57,15 @@ def tile(path: Path) -> Path:
     data = header + 64 * body + zlib.compressobj(9, zlib.DEFLATED, -15).flush() + struct.pack(">I", checksum)
     short, long = 3, 4
     at = 8 + 2 + 11 * 12 + 4  # behind the directory
-    entries = [(256, short, 1, 10), (257, short, 1, 10), (258, short, 3, at), (259, short, 1, 8), (262, short, 1, 2)]
-    entries += [(277, short, 1, 3), (284, short, 1, 1), (322, long, 1, TILE), (323, long, 1, TILE)]
-    entries += [(324, long, 1, at + 6), (325, long, 1, len(data))]
+    entries = [(256, short, 1, 10), (257, short, 1, 10), (258, short, channels, at), (259, short, 1, 8)]
+    entries += [
+        (262, short, 1, 2 if channels == 3 else 1),
+        (277, short, 1, channels),
+        (284, short, 1, 1),
+        (322, long, 1, TILE),
+        (323, long, 1, TILE),
+    ]
+    entries += [(324, long, 1, at + 2 * channels), (325, long, 1, len(data))]
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
-    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<3H", 8, 8, 8) + data)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + channels * struct.pack("<H", 8) + data)
     return path
