@@ -1,5 +1,6 @@
-"""Networks by name: the only package that knows segmentation_models_pytorch."""
+"""Networks by name, and teachers of any kind: the only package that knows SMP, timm, torchvision and transformers."""
 
+from distill.models.foreign import ForeignNetwork, Mapped
 from distill.models.network import (
     FIXED_SIZE,
     Network,
@@ -13,6 +14,8 @@ from distill.models.streamline import streamlined
 
 __all__ = [
     "FIXED_SIZE",
+    "ForeignNetwork",
+    "Mapped",
     "Network",
     "OwnNetwork",
     "build",

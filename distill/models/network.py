@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.batch import MAX_CLASSES, Outputs
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
+from distill.models.asked import Asked
 from distill.models.encoder import cut, load_encoder_weights
 from distill.models.smp_files import read_classes, read_config, read_normalization
 
@@ -51,7 +52,7 @@ class _GroupNorm(nn.GroupNorm):
         return super().forward(input)
 
 
-class Network(nn.Module):
+class Network(Asked):
     """An SMP network that takes raw images.
 
     Args:
@@ -60,11 +61,6 @@ class Network(nn.Module):
         mean: mean of the RGB channels of images in 0 to 1.
         std: standard deviation likewise.
     """
-
-    model: Any
-    stride: int
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, model: nn.Module, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]):
         super().__init__()

@@ -14,8 +14,7 @@ from distill.batch import Batch, Outputs
 from distill.data import CachedTargets
 from distill.errors import ConfigError
 from distill.metrics import Scores
-from distill.models.network import Network
-from distill.training.ensemble import Ensemble
+from distill.models.asked import Asked
 
 # Skill. On the drawn scenes networks had -0.01 to 0.02 after a step or two, 0.02 to 0.07 after six, 0.04 and more
 # after ten; with their classes in another order -0.01 to 0.04, 0.005 in the middle.
@@ -33,7 +32,7 @@ class Teacher:
 
     targets: CachedTargets | None = None
 
-    def __init__(self, network: Network, dtype: torch.dtype | None = None, asked: Ensemble | None = None):
+    def __init__(self, network: Asked, dtype: torch.dtype | None = None, asked: Asked | None = None):
         self.network = network.eval().requires_grad_(False)
         self.asked = asked.eval().requires_grad_(False) if asked else network
         self.dtype = dtype
@@ -60,7 +59,7 @@ class CachedTeacher:
         targets: its answers for the images that are learned from.
     """
 
-    def __init__(self, network: Network, targets: CachedTargets):
+    def __init__(self, network: Asked, targets: CachedTargets):
         self.network = network.eval().requires_grad_(False)
         self.targets = targets
 
