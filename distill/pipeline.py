@@ -31,6 +31,7 @@ from distill.reporting.artifacts import exported, refuse_several_sizes
 from distill.reporting.outputs import finish
 from distill.reporting.results import ExportResults, Results, collect
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
+from distill.training.causes import LOW, likely_cause
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
@@ -287,12 +288,17 @@ def load_teacher(run: Run) -> Network:
     run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
     images = run.global_batch_size * wanted.max_train_steps
     trial = wanted.source is None and not own and images < len(run.splits.train)
+    foreign = bool(wanted.source or own) and scores.present > 1
+    cause = likely_cause(run, network, scores.skill) if foreign and scores.skill < LOW else None
     try:
-        check_teacher(scores, source)
+        check_teacher(scores, source, cause)
     except ConfigError as error:
         if not (wanted.allow_near_chance or trial):
             raise
         run.say(f"warning: {error}")
+    else:
+        if cause:
+            run.say(f"warning: teacher ({source}): {cause}, and {scores.skill:.2f} as it is")
     return network
 
 

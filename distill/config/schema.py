@@ -229,6 +229,9 @@ class TeacherConfig(NetworkConfig):
         """Raises ValueError for a value out of range."""
         super().__post_init__()
         self.above_zero("weights", "window")
+        for name in ("class_names", "classes", "window"):
+            wanted = getattr(self, name) is None or self.source is not None
+            self.require(wanted, name, "is for a teacher that checkpoint or python names; leave it out")
         self.require(self.window is None or len(self.window) == 2, "window", "must be [height, width]")
         self.require(0 <= self.label_smoothing < 1, "label_smoothing", "must be at least 0 and below 1")
         self.require(

@@ -69,16 +69,24 @@ class CachedTeacher:
         return self.targets.outputs(batch.teacher, (batch.image.shape[2], batch.image.shape[3]))
 
 
-def check_teacher(scores: Scores, source: str) -> None:
+def check_teacher(scores: Scores, source: str, cause: object = None) -> None:
     """Stops before a useless teacher is distilled; with one class in the validation masks nobody can tell.
+
+    Args:
+        scores: the teacher's.
+        source: where it is from.
+        cause: what repairs it, in words, if that is known.
 
     Raises:
         ConfigError: its classes are met hardly better than by chance.
     """
     if scores.present > 1 and scores.skill < NEAR_CHANCE:
+        usual = (
+            "Other class order (data.classes)? Other normalization (teacher.mean, teacher.std)? Trained too briefly "
+            "(teacher.max_train_steps)?"
+        )
         raise ConfigError(
             f"teacher ({source}): mIoU {scores.mean_iou:.4f} on the validation images is near chance (skill "
-            f"{scores.skill:.4f}; blind guesses of the same classes have 0, a perfect teacher 1). Other class order "
-            f"(data.classes)? Other normalization (teacher.mean, teacher.std)? Trained too briefly "
-            f"(teacher.max_train_steps)? teacher.allow_near_chance true goes on with it"
+            f"{scores.skill:.4f}; blind guesses of the same classes have 0, a perfect teacher 1). "
+            f"{f'But {cause}.' if cause else usual} teacher.allow_near_chance true goes on with it"
         )

@@ -87,3 +87,12 @@ def test_a_folder_of_smps_with_other_classes_teaches_by_name(tmp_path):
     found = opened(["road", "person"], classes={"rider": "person"})
     merged = network(image).logits[:, [0, 1]].logsumexp(1)
     assert torch.allclose(found.network(image).logits[:, 1], merged)
+
+
+def test_settings_for_other_kinds_are_refused_for_smps(tmp_path):
+    models.save(models.build(TeacherConfig(encoder_name="tu-test_resnet"), THEIRS), tmp_path)
+    for settings in ({"bgr": True}, {"window": [32, 32]}, {"output": "scores"}):
+        with pytest.raises(ConfigError, match=rf"teacher\.{next(iter(settings))}: is for other kinds of teachers"):
+            open_teacher(TeacherConfig(checkpoint=str(tmp_path), **settings), THEIRS, torch.zeros(1), None, str)
+    with pytest.raises(ValueError, match=r"classes.*leave it out"):
+        TeacherConfig(classes={"rider": "person"})

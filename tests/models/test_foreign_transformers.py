@@ -187,3 +187,26 @@ def test_classes_without_names_need_some(tmp_path):
         opened(tmp_path / "teacher")
     found = opened(tmp_path / "teacher", ["a", "b", "c"])
     assert "classes taken to be the data's, in their order" in found.told[0]
+
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+MAPS = {"image_size": 64, "patch_size": 16, "out_indices": [1, 2, 3, 4]}
+FUSED = {"image_size": 64, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "settings", "windows"),
+    [
+        ("Beit", MAPS | VIT, True),
+        ("DPT", FUSED | VIT, True),
+        ("MobileNetV2", {"depth_multiplier": 0.25}, False),
+        ("MobileViTV2", {"width_multiplier": 0.25}, False),
+    ],
+)
+def test_other_semantic_networks_see_images_that_are_not_square(tmp_path, kind, settings, windows):
+    config = getattr(transformers, f"{kind}Config")(**settings, **tiny.labels(tiny.NAMES))
+    getattr(transformers, f"{kind}ForSemanticSegmentation")(config).save_pretrained(tmp_path / "teacher")
+    found = opened(tmp_path / "teacher")
+    assert ("windows of 64×64" in found.told[0]) == windows
+    assert found.network(IMAGE).upsampled().shape == (2, 4, 64, 96)

@@ -52,6 +52,11 @@ class Opened:
     known_by: dict[str, str] = field(default_factory=dict)
 
     @property
+    def copied(self) -> bool:
+        """Whether its weights are kept in the run's folder; those of foreign teachers stay where they are."""
+        return not isinstance(self.inner, ForeignNetwork)
+
+    @property
     def sha256(self) -> str:
         """Of all that it is known by."""
         return hashlib.sha256(json.dumps(self.known_by, sort_keys=True).encode()).hexdigest()
@@ -85,6 +90,8 @@ def open_teacher(
         ConfigError: it cannot be opened, or its classes are others.
     """
     source = find_source(config)
+    if source.kind == "smp" or (source.kind == "weights" and not is_torchvision(config.arch)):
+        _refuse_settings(source, config)
     if source.kind == "smp":
         return _of_smp_folder(source, config, classes)
     known_by = {file.name: hashed(file)[:16] for file in source.files}
@@ -103,6 +110,14 @@ def open_teacher(
     where = _tried(network.eval(), image, source)
     opened = _with_classes(network, source, config, classes, [_line(found, network, where)])
     return replace(opened, known_by=known_by)
+
+
+def _refuse_settings(source: Source, config: TeacherConfig) -> None:
+    """Raises ConfigError for settings that SMP's networks do not have: they give logits of RGB images of any size."""
+    defaults = TeacherConfig()
+    for name in ("output", "bgr", "window"):
+        if getattr(config, name) != getattr(defaults, name):
+            raise ConfigError(f"teacher.{name}: is for other kinds of teachers, {source.name} is SMP's; leave it out")
 
 
 def _found(source: Source, config: TeacherConfig, classes: int, image: Tensor, open_runner: OpenRunner) -> Found:

@@ -17,7 +17,7 @@ from distill.models.foreign.network import Found
 from distill.models.foreign.source import Source
 from distill.models.smp_files import read_object
 
-ONE_SIZE = ("beit", "data2vec-vision", "eomt")  # learned positions for `image_size` alone
+ONE_SIZE = ("beit", "data2vec-vision", "eomt", "eomt_dinov3")  # made for `image_size` alone
 QUERIES = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
 FINEST = 4  # pixels of a cell of the maps of queries, at most
 
@@ -88,8 +88,6 @@ def open_transformers(source: Source) -> Found:
     mean, std, bgr = _processor(source.path)
     single = not queries and len(labels) == 1  # a head trained with binary cross-entropy
     kind: Kind = "scores" if queries else "logits"
-    image_size = getattr(network.config, "image_size", None)
-    size = (image_size, image_size) if model_type in ONE_SIZE and isinstance(image_size, int) else None
     return Found(
         Queries(network) if queries else Semantic(network),
         f"transformers {architecture}",
@@ -100,7 +98,7 @@ def open_transformers(source: Source) -> Found:
         std=std,
         said_by="its processor" if mean else "teacher.mean, teacher.std",
         bgr=bgr,
-        size=size,
+        size=_only_size(network.config, model_type),
     )
 
 
@@ -139,6 +137,13 @@ def _loaded(auto: Any, source: Source) -> Any:
             f"({len(lacking)} in all); a backbone alone is no teacher"
         )
     return network.float().eval()
+
+
+def _only_size(config: Any, model_type: str) -> tuple[int, int] | None:
+    """The only height and width that a network takes, if so: DPT without a backbone of another kind wants squares."""
+    squares = model_type == "dpt" and (config.backbone_config is None or config.is_hybrid)
+    size = getattr(config, "image_size", None)
+    return (size, size) if (squares or model_type in ONE_SIZE) and isinstance(size, int) else None
 
 
 def _processor(folder: Path) -> tuple[list[float] | None, list[float] | None, bool]:
