@@ -218,6 +218,12 @@ def test_one_channel_of_an_onnx_file_is_a_sigmoids(tmp_path):
     assert torch.allclose(network(IMAGE).logits.softmax(1)[:, 1:], z.sigmoid(), atol=1e-5)
 
 
+def test_a_file_for_two_images_answers_for_any_number(tmp_path):
+    network = opened(file_of(tmp_path, size=(96, 128), batch=2)).network
+    three = torch.cat([IMAGE, IMAGE[:1].flip(3)])
+    assert torch.allclose(network(three).logits.softmax(1), convolved(normalized(three)).softmax(1), atol=1e-5)
+
+
 def test_names_in_an_onnx_file_are_read(tmp_path):
     path = file_of(tmp_path, metadata={"names": "{0: 'road', 1: 'car', 2: 'background', 3: 'tree top'}"})
     found = opened(path)

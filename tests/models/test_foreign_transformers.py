@@ -189,6 +189,21 @@ def test_classes_without_names_need_some(tmp_path):
     assert "classes taken to be the data's, in their order" in found.told[0]
 
 
+def test_an_id_on_the_hub_is_fetched_without_code_and_read_as_its_folder(tmp_path, monkeypatch):
+    folder = tiny.segformer(tmp_path / "snapshot")
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    found = opened("somebody/segformer")
+    assert found.source.name == "somebody/segformer" and "SegformerForSemanticSegmentation" in found.told[0]
+    assert asked == [("somebody/segformer", ["*.json", "*.safetensors", "pytorch_model*.bin"])]
+    assert found.known_by.keys() == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
 MAPS = {"image_size": 64, "patch_size": 16, "out_indices": [1, 2, 3, 4]}
 FUSED = {"image_size": 64, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}

@@ -37,8 +37,11 @@ def test_an_onnx_teacher_from_the_settings_to_the_card(tmp_path, capsys):
     assert sorted(p.name for p in folder.iterdir()) == ["foreign.json", "id2label.json", "stage.json"]
     assert json.loads((folder / "foreign.json").read_text())["known_by"].keys() == {"big.onnx"}
     card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "The teacher: ONNX big.onnx." in (tmp_path / "run" / "report.md").read_text()
     assert "from a `ONNX big.onnx`." in card and "0.00 M." not in card
 
+    with pytest.raises(ConfigError, match="only a record of it is kept; name that teacher itself"):
+        distil(tiny_config(tmp_path / "other", teacher__checkpoint=tmp_path / "run"))
     distil(tiny_config(tmp_path / "online", **settings | {"teacher__cache__enabled": "false"}))
     assert "the teacher is asked at every step" in capsys.readouterr().out
     distil(tiny_config(tmp_path / "run", **settings))

@@ -21,9 +21,9 @@ from distill.models.asked import fingerprint
 from distill.models.foreign.arrays import OpenRunner, open_onnx
 from distill.models.foreign.classes import Mapped, match
 from distill.models.foreign.exported import open_exported
-from distill.models.foreign.network import RECORD, ForeignNetwork, Found, weights_of
+from distill.models.foreign.network import ForeignNetwork, Found, weights_of
 from distill.models.foreign.python_file import open_python
-from distill.models.foreign.source import Source, find_source
+from distill.models.foreign.source import RECORD, Source, find_source
 from distill.models.foreign.torchvision_names import open_torchvision
 from distill.models.foreign.transformers_folder import open_transformers
 from distill.models.foreign.weights_file import is_torchvision, open_smp_weights, open_torchvision_weights

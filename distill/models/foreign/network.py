@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from distill.batch import Outputs
 from distill.errors import ConfigError
 from distill.models.foreign.contract import Kind, check_kind, log_probabilities
+from distill.models.foreign.source import RECORD
 from distill.models.foreign.tiled import Windows
 from distill.models.network import Network
-
-RECORD = "foreign.json"  # in a run's folder of its teacher, in place of the weights
 
 
 @dataclass

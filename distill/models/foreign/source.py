@@ -14,6 +14,7 @@ from distill.models.smp_files import read_object
 SourceKind = Literal["smp", "transformers", "torchvision", "weights", "onnx", "exported", "python"]
 TORCHVISION = "torchvision/"
 SUFFIXES: dict[str, SourceKind] = {".onnx": "onnx", ".pt2": "exported"}
+RECORD = "foreign.json"  # of a foreign teacher, in a run's folder of its teacher, in place of the weights
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin"]  # neither code nor other pickles
@@ -82,6 +83,11 @@ def _folder(name: str, path: Path) -> Source:
     """A run, SMP's, or transformers'."""
     inner = path / "teacher"
     inner = inner if inner.is_dir() else path
+    if (inner / RECORD).is_file():
+        raise ConfigError(
+            f"teacher.checkpoint: {name}: its teacher came from elsewhere, and only a record of it is kept; name that "
+            f"teacher itself"
+        )
     settings = read_object(inner / "config.json") if (inner / "config.json").is_file() else {}
     if "_model_class" in settings or "own_module" in settings or not {"model_type", "architectures"} & settings.keys():
         return Source("smp", str(inner) if path != Path(name) else name, inner)

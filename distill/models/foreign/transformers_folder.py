@@ -136,7 +136,7 @@ def _loaded(auto: Any, source: Source) -> Any:
             f"teacher.checkpoint: {source.name}: has no fitting weights for {', '.join(lacking[:3])} "
             f"({len(lacking)} in all); a backbone alone is no teacher"
         )
-    return network.float().eval()
+    return network.eval()
 
 
 def _only_size(config: Any, model_type: str) -> tuple[int, int] | None:
