@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,16 +24,19 @@ from distill.config.schema import IMAGENET_MEAN, IMAGENET_STD, OWN, Config, Netw
 from distill.data import Splits, channel_statistics, check_once, open_splits, save_preprocessing
 from distill.data.class_weights import class_weights
 from distill.errors import ConfigError, Stopped
+from distill.models.foreign import weights_of
 from distill.models.network import Network, check_bands
 from distill.models.smp_files import FILES
 from distill.reporting.artifacts import exported, refuse_several_sizes
 from distill.reporting.outputs import finish
 from distill.reporting.results import ExportResults, Results, collect
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
+from distill.training.causes import LOW, likely_cause
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
 from distill.training.ensemble import Ensemble
+from distill.training.foreign_teacher import open_foreign
 from distill.training.objective import Objective, build_objective
 from distill.training.provenance import (
     RECORD,
@@ -110,13 +114,12 @@ def fill_cache(config: Config, part: tuple[int, int] | None = None, stop: Callab
     cache, teacher = config.teacher.cache, config.teacher
     if cache.enabled is False:
         raise ConfigError("teacher.cache.enabled: is false, and then there is nothing to fill; leave it out")
-    if part and not (teacher.checkpoint and cache.dir):
-        missing = "teacher.cache.dir" if teacher.checkpoint else "teacher.checkpoint"
+    if part and not (teacher.source and cache.dir):
+        missing = "teacher.cache.dir" if teacher.source else "teacher.checkpoint"
         raise ConfigError(f"{missing}: --shard needs a teacher that is there, and one folder for all; set both")
     with opened(with_cache(config, True), stop) as run:
         if part:  # the run's folder is nobody's: other machines are at work with the same settings
-            source = from_main(run.accelerator, lambda: str(teacher_folder(run.config)))
-            network = load(run, Path(source), run.config.teacher)
+            network = named_teacher(run)[0]
         else:
             held = on_main(run.accelerator, lambda: claim_output_dir(run))  # noqa: F841  stays open
             network = load_teacher(run)
@@ -156,7 +159,12 @@ def opened(
             sizes = {"train": len(data.train), "val": len(data.val)}
             run.checked = {"contents": {f"data.{name}_files": f"{size} items" for name, size in sizes.items()}}
         run.config = with_class_weights(with_normalization(config, splits), splits)
-        objective = dry_run(run.config, splits.classes, run.own, splits.image)
+        if config.teacher.source:
+            run.foreign = on_all(accelerator, lambda: open_foreign(run.config.teacher, splits))
+            for line in run.foreign.told if run.foreign else ():
+                run.say(line)
+        teacher = run.foreign.network if run.foreign else None
+        objective = dry_run(run.config, splits.classes, run.own, teacher, splits.image)
         images = run.global_batch_size * config.student.max_train_steps
         run.config, online = on_all(accelerator, lambda: decide(run.config, splits, objective, images))
         more = f" ({len(splits.unlabeled)} more without labels)" if splits.unlabeled else ""
@@ -225,24 +233,36 @@ def count_classes(splits: Splits) -> torch.Tensor:
 
 
 def dry_run(
-    config: Config, classes: list[str], own: Mapping[str, Any] | None = None, image: models.ImageKind = models.RGB
+    config: Config,
+    classes: list[str],
+    own: Mapping[str, Any] | None = None,
+    teacher: Network | None = None,
+    image: models.ImageKind = models.RGB,
 ) -> Objective:
     """Builds networks and objectives without memory, for the errors: not hours later, when the teacher is trained.
+
+    Args:
+        config: the settings.
+        classes: the data's.
+        own: modules that were handed over.
+        teacher: the teacher, if it was opened already.
+        image: the images.
 
     Returns:
         The student's objective.
     """
-    networks = {}
+    networks = {"teacher": teacher} if teacher else {}
     for name, wanted in (("teacher", config.teacher), ("student", config.student)):
+        if name in networks:
+            continue
         with torch.device("cpu" if wanted.arch == OWN else "meta"):
             known = wanted if wanted.weights_file else replace(wanted, encoder_weights=None)  # not to be downloaded yet
             networks[name] = models.build(known, classes, (own or {}).get(name), image)
         if isinstance(network := networks[name], models.OwnNetwork):
             network.try_out(config.data.crop_size)
-    teacher, student = networks["teacher"], networks["student"]
     with torch.device("meta"):
-        objective = build_objective(config, student, teacher)
-        if config.baseline.enabled or config.teacher.checkpoint is None:
+        objective = build_objective(config, student := networks["student"], networks["teacher"])
+        if config.baseline.enabled or config.teacher.source is None:
             build_objective(config, student, None)
     return objective
 
@@ -258,7 +278,7 @@ def claim_output_dir(run: Run) -> IO[str]:
     held = lock(folder)
     remove_leftovers(folder)
     elsewhere = config.teacher.checkpoint and (teacher_folder(config) / "model.safetensors").is_file()
-    if elsewhere or "teacher" in run.own:
+    if elsewhere or run.foreign or "teacher" in run.own:
         compare_teacher(run)
     states = {path.name: Checkpoints(path, {}, {}, 1).last_settings() for path in (folder / "training").glob("*")}
     underway = {name: settings for name, settings in states.items() if settings}
@@ -286,24 +306,36 @@ def load_teacher(run: Run) -> Network:
         network, source = models.build(wanted, run.splits.classes, own, run.splits.image), "handed over"
         network.to(run.accelerator.device).eval()
         on_main(run.accelerator, lambda: keep_teacher(run, network))
-    elif wanted.checkpoint is None:
+    elif wanted.source is None:
         network, source = run_stage(run, TEACHER), str(config.folder / "teacher")
     else:
-        source = from_main(run.accelerator, lambda: str(teacher_folder(config)))
-        network = load(run, Path(source), wanted)
+        network, source = named_teacher(run)
         on_main(run.accelerator, lambda: keep_teacher(run, network))
     run.remembered["teacher"] = {}
     scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
     run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
     images = run.global_batch_size * wanted.max_train_steps
-    trial = wanted.checkpoint is None and not own and images < len(run.splits.train)
+    trial = wanted.source is None and not own and images < len(run.splits.train)
+    foreign = bool(wanted.source or own) and scores.present > 1 and run.splits.image == models.RGB
+    cause = likely_cause(run, network, scores.skill) if foreign and scores.skill < LOW else None
     try:
-        check_teacher(scores, source)
+        check_teacher(scores, source, cause)
     except ConfigError as error:
         if not (wanted.allow_near_chance or trial):
             raise
         run.say(f"warning: {error}")
+    else:
+        if cause:
+            run.say(f"warning: teacher ({source}): {cause}, and {scores.skill:.2f} as it is")
     return network
+
+
+def named_teacher(run: Run) -> tuple[Network, str]:
+    """The teacher that the settings name, and where it is from."""
+    if run.foreign:
+        return run.foreign.network.to(run.accelerator.device), run.foreign.source.name
+    source = from_main(run.accelerator, lambda: str(teacher_folder(run.config)))
+    return load(run, Path(source), run.config.teacher), source
 
 
 def keep_teacher(run: Run, network: Network) -> None:
@@ -314,8 +346,10 @@ def keep_teacher(run: Run, network: Network) -> None:
         shutil.rmtree(folder)
         shutil.rmtree(run.config.folder / CACHE, ignore_errors=True)  # its answers
     if not (folder / RECORD).is_file():
-        source = "handed over" if "teacher" in run.own else str(teacher_folder(run.config))
-        publish_stage(run, TEACHER, network, settings, {"source": source})
+        source = run.foreign.source.name if run.foreign else str(teacher_folder(run.config))
+        source = "handed over" if "teacher" in run.own else source
+        kept = run.foreign.inner if run.foreign else network  # with the classes that it has itself
+        publish_stage(run, TEACHER, kept, settings, {"source": source})
     elif unknown := not_compared(json.loads((folder / RECORD).read_text())["settings"], settings):
         run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
 
@@ -332,6 +366,8 @@ def teacher_settings(run: Run) -> dict[str, Any]:
     """By what a teacher from elsewhere is known again."""
     if own := run.own.get("teacher"):
         return {"teacher.checkpoint": models.fingerprint(own)}
+    if run.foreign and run.foreign.known_by:
+        return {"teacher.checkpoint": run.foreign.sha256, "teacher.files": run.foreign.known_by}
     source = teacher_folder(run.config)
     return {"teacher.checkpoint": sha256(source / "model.safetensors"), "teacher.files": network_files(source)}
 
@@ -352,8 +388,9 @@ def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = N
         if stage.init:
             settings[f"{stage.init}.sha256"] = sha256(config.folder / stage.init / "model.safetensors")
         if stage.teacher:
-            settings["teacher.sha256"] = sha256(config.folder / stage.teacher / "model.safetensors")
-            settings["teacher.files"] = network_files(teacher_folder(config))
+            settings["teacher.sha256"] = sha256(weights_of(config.folder / stage.teacher))
+            there = run.foreign.known_by if run.foreign else {}
+            settings["teacher.files"] = there or network_files(teacher_folder(config))
         if not (folder / RECORD).is_file():
             return False
         record = json.loads((folder / RECORD).read_text())
@@ -396,10 +433,13 @@ def together(run: Run, network: Network) -> Ensemble | None:
         return None
     others = []
     for path in wanted.more:
-        folder = teacher_folder(replace(run.config, teacher=replace(wanted, checkpoint=path)))
-        others.append(load(run, folder, wanted))
+        config = replace(run.config, teacher=replace(wanted, checkpoint=path, python=None))
+        foreign = on_all(run.accelerator, partial(open_foreign, config.teacher, run.splits))
+        for line in foreign.told if foreign else ():
+            run.say(line)
+        others.append(named_teacher(replace(run, config=config, foreign=foreign))[0])
     asked = Ensemble([network, *others], wanted.tta.scales, wanted.tta.flip, wanted.weights)
-    scores = run.evaluate({"together": asked}, "teachers together").scores["together"]  # type: ignore[dict-item]
+    scores = run.evaluate({"together": asked}, "teachers together").scores["together"]
     views, score = len(wanted.tta.scales) * (1 + wanted.tta.flip), 100 * scores.mean_iou
     run.say(f"teacher  {1 + len(others)} network(s), {views} view(s) of each image, averaged: mIoU {score:.2f}")
     return asked
@@ -429,15 +469,15 @@ def publish_stage(
 
     def write(folder: Path) -> None:
         models.save(network, folder)
-        mean, std = (
-            (buffer / 255).flatten().tolist() for buffer in (network.mean, network.std)
-        )  # of 255, as SMP's are
-        save_preprocessing(folder, mean, std, network.stride)
-        hashes = {"sha256": sha256(folder / "model.safetensors"), "files": network_files(folder)}
+        if not isinstance(network, models.ForeignNetwork):  # it is not read from here
+            mean, std = ((buffer / 255).flatten().tolist() for buffer in (network.mean, network.std))
+            save_preprocessing(folder, mean, std, network.stride)  # in units of 255, as SMP's are
+        hashes = {"sha256": sha256(weights_of(folder)), "files": network_files(folder)}
         record = {**hashes, **facts, "settings": settings}
         write_json(folder / RECORD, record)
 
-    publish(run.config.folder / stage.name, write, size_of(network.state_dict()))
+    copied = {} if isinstance(network, models.ForeignNetwork) else network.state_dict()
+    publish(run.config.folder / stage.name, write, size_of(copied))
     states = run.config.folder / "training" / stage.name
     shutil.rmtree(states, ignore_errors=True)
     with suppress(OSError):  # not empty yet

@@ -138,8 +138,11 @@ def sweep(
 
     with pipeline.opened(config, stop) as run:
         objectives = []
+        teacher = run.foreign.network if run.foreign else None
         for trial_config in configs:
-            objectives.append(pipeline.dry_run(trial_config, run.splits.classes, image=run.splits.image))
+            objectives.append(
+                pipeline.dry_run(trial_config, run.splits.classes, teacher=teacher, image=run.splits.image)
+            )
             if trial_config.data != config.data:
                 check_splits(open_splits(trial_config.data), trial_config.data, run.progress)
         held = take("teacher")

@@ -25,6 +25,8 @@ ORDER = (
 MOST_PARTS, MOST_ARROWS = 22, 90
 HOMES = {
     "segmentation_models_pytorch": {"models"},
+    "torchvision": {"models"},
+    "transformers": {"models"},
     "albumentations": {"data"},
     "jsonargparse": {"config"},
     "accelerate": {"training", "pipeline"},

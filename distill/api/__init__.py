@@ -85,8 +85,9 @@ def distill(
         student: from normalized float images `[N, 3, H, W]` to logits `[N, C, h, w]`: a tensor, the first of a tuple,
             or the `out` or `logits` of a dict or an object. Logits of a smaller map are upsampled. Sizes are padded to
             multiples of 32 (`student__options={"stride": 1}` for another number).
-        teacher: likewise; or a function from such images to logits; or the folder of a run, or one written by SMP's
-            `save_pretrained`. Of a function nothing is known, so another one is not noticed when a run goes on.
+        teacher: likewise; or a function from such images to logits; or the folder of a run, or anything else that
+            `teacher.checkpoint` takes. Of a function nothing is known, so another one is not noticed when a run
+            resumes.
         train: a data set with `len()` and, by index, pairs of an image and a mask (or dicts of `image` and `mask`).
             Images: PIL's, or RGB arrays or tensors, uint8 or floats from 0 to 1, not normalized. Masks: a class id for
             each pixel. It may augment with the generators of Python, NumPy and torch: they are seeded for each item.

@@ -240,7 +240,22 @@ class TeacherConfig(NetworkConfig):
     """The large network.
 
     Args:
-        checkpoint: folder written by SMP's `save_pretrained`, or a run of this project; trained here if not given.
+        checkpoint: a run of this project; a folder written by SMP's or transformers' `save_pretrained`, or the id of
+            one on the Hub; `torchvision/<name>` or `torchvision/<name>:<weights>`; an `.onnx` or `.pt2` file; or a file
+            of weights alone (`.safetensors`, `.pth`, `.pt`, `.ckpt`) of the network that `arch`, `encoder_name` and
+            `options` say (arch `torchvision/<name>` for torchvision's). Trained here if not given.
+        python: `path.py:function`: a Python file whose function gives the teacher, a module; its code is run.
+        class_names: names of the teacher's outputs, in their order, where it does not say them itself.
+        classes: what a class of the teacher is called in the data: `{rider: person}`; null leaves it out. Other classes
+            are matched by name, whatever its case, spaces and punctuation.
+        allow_untaught: go on with classes of the data that no class of the teacher stands for.
+        output: what its outputs are: `logits`, `probabilities`, `scores` (not negative, of any sum), `sigmoid` or
+            `labels`; found out if `auto`.
+        label_smoothing: share of probability that a teacher of labels alone leaves for the other classes.
+        bgr: it takes images as BGR.
+        window: `[height, width]` of windows in which it sees larger images, overlapping and blended; for teachers of
+            one size it is that size.
+        trusted: run an `.onnx` or `.pt2` file without limits on what it may do; a `.pt2` file can run any code.
         allow_near_chance: go on with a teacher whose predictions are hardly better than chance.
         more: further teachers, folders as for `checkpoint`, whose probabilities are averaged with those of the first.
         weights: how much each teacher counts, the first and then those of `more`; all the same if not given.
@@ -249,6 +264,15 @@ class TeacherConfig(NetworkConfig):
     """
 
     checkpoint: str | None = None
+    python: str | None = None
+    class_names: list[str] | None = None
+    classes: dict[str, str | None] | None = None
+    allow_untaught: bool = False
+    output: Literal["auto", "logits", "probabilities", "scores", "sigmoid", "labels"] = "auto"
+    label_smoothing: float = 0.1
+    bgr: bool = False
+    window: list[int] | None = None
+    trusted: bool = False
     allow_near_chance: bool = False
     more: list[str] = field(default_factory=list)
     weights: list[float] | None = None
@@ -258,10 +282,23 @@ class TeacherConfig(NetworkConfig):
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
         super().__post_init__()
-        self.above_zero("weights")
+        self.above_zero("weights", "window")
+        for name in ("class_names", "classes", "window"):
+            wanted = getattr(self, name) is None or self.source is not None
+            self.require(wanted, name, "is for a teacher that checkpoint or python names; leave it out")
+        self.require(self.window is None or len(self.window) == 2, "window", "must be [height, width]")
+        self.require(0 <= self.label_smoothing < 1, "label_smoothing", "must be at least 0 and below 1")
+        self.require(
+            not (self.python and self.checkpoint), "python", "names a teacher, and so does checkpoint; drop one"
+        )
         count = len(self.more) + 1
         fits = self.weights is None or len(self.weights) == count
         self.require(fits, "weights", f"must hold {count} numbers, one for each teacher")
+
+    @property
+    def source(self) -> str | None:
+        """What is named as the teacher; None if it is trained here, or handed over."""
+        return self.checkpoint or self.python
 
     @property
     def is_ensemble(self) -> bool:
@@ -462,6 +499,8 @@ RUNTIME_SETTINGS = (
     "data.num_workers",
     "data.palette",
     "teacher.allow_near_chance",
+    "teacher.allow_untaught",
+    "teacher.trusted",
     "teacher.cache.dir",
     "teacher.cache.max_gb",
     "checkpointing_steps",

@@ -72,6 +72,8 @@ def open_model(path: str | Path, threads: int = 0, trusted: bool = False) -> Seg
         return OnnxModel(path, threads) if trusted else OnnxProcess(path, threads)
     if not (path / "config.json").is_file():
         state = "holds no config.json" if path.is_dir() else "is neither" if path.exists() else "is not there"
+        if (path / "foreign.json").is_file():
+            state = "holds the record of a teacher whose weights lie elsewhere"
         raise ConfigError(f"{path}: expected an ONNX file, a folder written by SMP's save_pretrained or a run; {state}")
     from distill.deployment.torch_runtime import SmpFolder  # imports torch
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.batch import VOID, Batch
 from distill.data import Dataset, val_batches
 from distill.metrics import Scores, confusion_matrix
-from distill.models.network import Network
+from distill.models.asked import Asked
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Evaluation:
     agreement: dict[str, float]
 
 
-def predict(network: Network, batch: Batch, name: str) -> Tensor:
+def predict(network: Asked, batch: Batch, name: str) -> Tensor:
     """Class ids int64 `[N, H, W]`; raises FloatingPointError if the logits are not finite."""
     confidence, ids = network(batch.image).upsampled().max(1)
     if not confidence.isfinite().all():
@@ -33,7 +33,7 @@ def predict(network: Network, batch: Batch, name: str) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    networks: Mapping[str, Network],
+    networks: Mapping[str, Asked],
     dataset: Dataset,
     batch_size: int,
     device: torch.device | str,

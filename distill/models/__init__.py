@@ -1,5 +1,6 @@
-"""Networks by name: the only package that knows segmentation_models_pytorch."""
+"""Networks by name, and teachers of any kind: the only package that knows SMP, timm, torchvision and transformers."""
 
+from distill.models.foreign import ForeignNetwork, Mapped
 from distill.models.network import (
     FIXED_SIZE,
     RGB,
@@ -16,7 +17,9 @@ from distill.models.streamline import streamlined
 __all__ = [
     "FIXED_SIZE",
     "RGB",
+    "ForeignNetwork",
     "ImageKind",
+    "Mapped",
     "Network",
     "OwnNetwork",
     "build",

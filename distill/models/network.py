@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.batch import MAX_CLASSES, RGB, ImageKind, Outputs
 from distill.config.schema import NetworkConfig
 from distill.errors import ConfigError
+from distill.models.asked import Asked
 from distill.models.classic import CNN, FCN
 from distill.models.encoder import cut, load_encoder_weights
 from distill.models.smp_files import INPUT, Input, read_classes, read_config, read_input, read_normalization
@@ -54,7 +55,7 @@ class _GroupNorm(nn.GroupNorm):
         return super().forward(input)
 
 
-class Network(nn.Module):
+class Network(Asked):
     """An SMP network that takes raw images.
 
     Args:
@@ -69,11 +70,6 @@ class Network(nn.Module):
     Raises:
         ConfigError: not one mean and one standard deviation for each channel.
     """
-
-    model: Any
-    stride: int
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from distill.batch import RGB, ImageKind, Outputs
 from distill.config.schema import OWN, NetworkConfig
 from distill.errors import ConfigError
+from distill.models import asked
 from distill.models import network as named
+from distill.models.asked import weights
 from distill.models.network import Network, class_logits
 from distill.models.smp_files import read_classes, read_object
 
@@ -74,7 +75,7 @@ class OwnNetwork(Network):
         """
         if features:
             raise ConfigError(f"{self.kind}: is a network of your own, which gives no feature map {features[0]}")
-        logits = _logits(self.model(x.contiguous()))
+        logits = logits_of(self.model(x.contiguous()))
         if isinstance(logits, Tensor) and logits.ndim == 4 and len(self.classes) == 2:
             logits = class_logits(logits)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(self.classes):
@@ -124,7 +125,7 @@ class _Function(nn.Module):
         return _Function(self.function)
 
 
-def _logits(output: Any) -> Any:
+def logits_of(output: Any) -> Any:
     """The logits in what a module gives."""
     if isinstance(output, Mapping):
         return next((output[key] for key in ("out", "logits") if key in output), output)
@@ -208,15 +209,6 @@ def _bare(own: Any) -> Any:
     return _Function(own) if not isinstance(own, nn.Module) else own
 
 
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state on the CPU, each tensor with memory of its own."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-
-
 def fingerprint(own: Any) -> str:
     """SHA-256 over names, types, shapes and values of a module's state; of a function nothing is known."""
-    known = hashlib.sha256()
-    for name, tensor in sorted(weights(_bare(own)).items()):
-        known.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        known.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return known.hexdigest()
+    return asked.fingerprint(_bare(own))

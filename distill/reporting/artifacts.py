@@ -20,7 +20,7 @@ from distill.deployment.int8 import Int8File, quantize_onnx
 from distill.deployment.latency import Benchmark, benchmark
 from distill.deployment.onnx_export import OnnxFile, export_onnx, refuse_several_sizes
 from distill.errors import ExportError
-from distill.models import Network, OwnNetwork
+from distill.models import ForeignNetwork, Mapped, Network, OwnNetwork
 from distill.reporting.results import ExportResults, Refused
 from distill.storage import sha256, write_json
 from distill.training.context import Run
@@ -78,7 +78,12 @@ def exported(run: Run, networks: Mapping[str, Network], mean_iou: float) -> Expo
         found.int8 = _or_refused(small, lambda: _in_8_bits(run, path, source, networks.get("int8"), metadata))
     if config.fp16:
         found.fp16 = _or_refused(half, in_half)
-    if config.benchmark:
+    foreign = networks["teacher"] if isinstance(networks["teacher"], ForeignNetwork | Mapped) else None
+    if config.benchmark and foreign:
+        run.say(
+            f"export.benchmark: times an ONNX file of the teacher made here, and of {foreign.kind} none is; left out"
+        )
+    elif config.benchmark:
         files = {"student": path} | ({"student, 8 bits": small} if small.is_file() and config.int8 else {})
         wanted = source | {"files": {name: sha256(file) for name, file in files.items()}}
         image = splits.val.read(0)[0]

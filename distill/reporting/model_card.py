@@ -63,7 +63,7 @@ def write_card(folder: Path, config: Config, results: Results) -> None:
 
 Semantic segmentation into {len(classes)} classes with a {_network(folder, student)} of {student.params / 1e6:.2f} M
 parameters ({student.flops / 1e9:.2f} GFLOPs an image of {"×".join(map(str, results.image_size))}), distilled
-from a {_network(folder.parent / "teacher", teacher)} of {teacher.params / 1e6:.2f} M.
+from a {_network(folder.parent / "teacher", teacher)}{_million(teacher)}.
 
 ## Results
 
@@ -128,6 +128,11 @@ def _network(folder: Path, numbers: NetworkResults) -> str:
         return f"`{cell(numbers.module)}`"
     made_of = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return f"{made_of['_model_class']} on {made_of['encoder_name'].removeprefix('tu-')}"
+
+
+def _million(numbers: NetworkResults) -> str:
+    """Its size, where it is known."""
+    return f" of {numbers.params / 1e6:.2f} M" if numbers.params else ""
 
 
 def _small_map(config: Config) -> str:

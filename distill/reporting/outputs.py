@@ -37,7 +37,7 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
     report = write_report(folder, config.name, results, paths, command)
     write_card(student, config, results)
 
-    if config.teacher.checkpoint or config.teacher.arch == OWN:  # it was not trained here: a level line to compare with
+    if config.teacher.source or config.teacher.arch == OWN:  # it was not trained here: a level line to compare with
         line = Tracker(run.accelerator, "teacher")
         for step in (0, *range(config.eval_steps, config.student.max_train_steps + 1, config.eval_steps)):
             line.scores(evaluation.scores["teacher"], splits.classes, step)

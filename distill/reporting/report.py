@@ -117,6 +117,8 @@ def _sentences(results: Results) -> list[str]:
         text += f" Against the same student on labels alone: {gain:+.2f} points"
         closed = student.gap_closed
         text += "." if closed is None else f", {100 * closed:.0f} % of the gap to the teacher."
+    if teacher.module:
+        text += f" The teacher: {cell(teacher.module)}."
     lines = [text]
     clipped = {name: r.clipped_share for name, r in results.networks.items() if r.clipped_share is not None}
     if clipped:

@@ -32,7 +32,7 @@ class NetworkResults(Record):
         classes_present: how many classes the images have.
         params: number of weights.
         flops: floating point operations for an image, 2 a multiply-add.
-        module: name of the module that was handed over, if it was.
+        module: name of the module that was handed over, or what a foreign teacher is; None for SMP's.
         clipped_share: share of training steps in which gradients were clipped, where they may be.
     """
 
@@ -163,7 +163,7 @@ def collect(run: Run, networks: Mapping[str, Network], evaluation: Evaluation) -
             "classes_present": scores.present,
             "params": models.count_parameters(network),
             "flops": models.count_flops(network, size),
-            "module": network.kind if isinstance(network, models.OwnNetwork) else None,
+            "module": _module(network),
             "clipped_share": record["clipped"] / record["steps"] if clips else None,
         }
 
@@ -183,3 +183,9 @@ def collect(run: Run, networks: Mapping[str, Network], evaluation: Evaluation) -
             gap_closed=1 - lost / gap if gap > 0 else None,
         ),
     )
+
+
+def _module(network: Network) -> str | None:
+    """What a network is called that is not SMP's."""
+    network = network.inner if isinstance(network, models.Mapped) else network
+    return network.kind if isinstance(network, models.OwnNetwork | models.ForeignNetwork) else None

@@ -16,7 +16,8 @@ from distill.data import CachedTargets, Splits, build_transform, pixels_of, trai
 from distill.data.sampler import StepSampler
 from distill.errors import printable
 from distill.evaluation.scores import Evaluation, evaluate
-from distill.models.network import Network
+from distill.models.asked import Asked
+from distill.models.foreign import Opened
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Run:
         compare: score the teacher beside its student at every validation.
         checked: what was found out about the files of the data, to be remembered.
         own: modules handed over in Python, as `teacher` and `student`.
+        foreign: the teacher that the settings name, if it is none of this project's, or of other classes.
         remembered: what the teacher, which does not change, predicts of the validation images, once it was asked.
     """
 
@@ -41,6 +43,7 @@ class Run:
     compare: bool = True
     checked: dict[str, Any] | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
+    foreign: Opened | None = None
     remembered: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
     @property
@@ -99,7 +102,7 @@ class Run:
             targets=targets,
         )
 
-    def evaluate(self, networks: dict[str, Network], desc: str = "scoring") -> Evaluation:
+    def evaluate(self, networks: Mapping[str, Asked], desc: str = "scoring") -> Evaluation:
         """Scores networks on the validation images with all processes."""
         accelerator = self.accelerator
         return evaluate(

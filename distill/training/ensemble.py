@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 
 from distill.batch import Outputs
 from distill.losses.geometry import Cells, cell_position, interpolation, pixel_centers
-from distill.models.network import Network
+from distill.models.asked import Asked
 
 
-class Ensemble(nn.Module):
+class Ensemble(Asked):
     """Networks whose probabilities are averaged, over sizes and mirror images of an image too (test-time augmentation).
 
     Every answer is interpolated at the cells of the first network's map of the image as it is.
@@ -28,7 +29,7 @@ class Ensemble(nn.Module):
 
     def __init__(
         self,
-        networks: Sequence[Network],
+        networks: Sequence[Asked],
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         weights: Sequence[float] | None = None,
@@ -40,12 +41,16 @@ class Ensemble(nn.Module):
         self.weights = (given / given.sum()).tolist()
         first = networks[0]
         self.model, self.classes, self.stride = first.model, first.classes, first.stride
-        self.mean, self.std = first.mean, first.std
+        self.mean, self.std, self.image, self.bands = first.mean, first.std, first.image, first.bands
 
     @property
-    def channels(self) -> dict[str, int]:
-        """There are no maps but the logits."""
-        return {"logits": len(self.classes)}
+    def _each(self) -> list[Asked]:
+        return cast("list[Asked]", list(self.networks))
+
+    def identity(self) -> dict[str, Any]:
+        """See `Asked.identity`."""
+        of_each = [one.identity() for one in self._each]
+        return {"teachers": of_each, "weights": self.weights, "scales": self.scales, "flip": self.flip}
 
     def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
         """Logarithms of the mean probabilities, as logits; see `Network.forward`.
@@ -55,7 +60,7 @@ class Ensemble(nn.Module):
         """
         if features:
             raise ValueError(f"an ensemble has no feature maps {', '.join(features)}")
-        first: Network = self.networks[0]  # type: ignore[assignment]
+        first = self._each[0]
         own = first(image)
         cells = Cells((own.logits.shape[2], own.logits.shape[3]), own.padded_size, own.align_corners)
         total = torch.zeros_like(own.logits, dtype=torch.float32)
@@ -66,13 +71,13 @@ class Ensemble(nn.Module):
             total += weight * logits.softmax(1)
         return Outputs(total.clamp(min=1e-30).log(), own.size, own.padded_size, own.align_corners)
 
-    def _answers(self) -> Iterator[tuple[Network, float, float, bool]]:
+    def _answers(self) -> Iterator[tuple[Asked, float, float, bool]]:
         """Who is asked for what: network, weight, scale, whether mirrored."""
         mirrors = (False, True) if self.flip else (False,)
         each = list(product(self.scales, mirrors))
-        for network, weight in zip(self.networks, self.weights, strict=True):
+        for network, weight in zip(self._each, self.weights, strict=True):
             for scale, mirrored in each:
-                yield network, weight / len(each), scale, mirrored  # type: ignore[misc]
+                yield network, weight / len(each), scale, mirrored
 
 
 def _seen(image: Tensor, scale: float, mirrored: bool) -> Tensor:

@@ -15,6 +15,7 @@ from distill.errors import ConfigError
 from distill.losses import TERMS, PixelTerm, Term
 from distill.losses.chunked import fused
 from distill.losses.sections import Schedule
+from distill.models.asked import Asked
 from distill.models.network import Network
 
 
@@ -109,7 +110,7 @@ class Objective(nn.Module):
         return Loss(total, values, gradient_norms)
 
 
-def build_objective(config: Config, student: Network, teacher: Network | None) -> Objective:
+def build_objective(config: Config, student: Network, teacher: Asked | None) -> Objective:
     """The objective of the settings; without a teacher only the terms that need none.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 
 from distill.config.schema import ADDED, GONE, OWN, RENAMED, RUNTIME_SETTINGS, Config, flatten
 from distill.errors import ConfigError
+from distill.models.foreign.source import find_source
 from distill.models.smp_files import FILES
 from distill.storage import sha256
 from distill.training.stage import BASELINE, INT8, STAGES, TEACHER, Stage
@@ -46,14 +47,17 @@ def network_files(folder: Path) -> dict[str, str]:
 
 def teacher_folder(config: Config) -> Path:
     """Where the teacher is read from."""
-    if config.teacher.checkpoint is None:
+    if config.teacher.source is None or config.teacher.checkpoint is None:
         return config.folder / "teacher"
-    path = Path(config.teacher.checkpoint)
+    path = Path(config.teacher.checkpoint)  # a foreign teacher is no folder, see `foreign_teacher`
     return path / "teacher" if (path / "teacher").is_dir() else path
 
 
 def _known_again(config: Config, path: str) -> str:
     """By what a further teacher is known again: its weights, and what its folder says beside them."""
+    source = find_source(replace(config.teacher, checkpoint=path, python=None))
+    if source.kind != "smp":
+        return f"sha256 {[sha256(file)[:16] for file in source.files]}" if source.files else path
     folder = teacher_folder(replace(config, teacher=replace(config.teacher, checkpoint=path)))
     weights = folder / "model.safetensors"
     return f"sha256 {sha256(weights)[:16]} {network_files(folder)}" if weights.is_file() else path
@@ -78,7 +82,7 @@ def compare_folder(
     """
     made: dict[str, Mapping[str, Any]] = {}  # what each stage was or will be made with
     changed: list[tuple[str, str, list[Any]]] = []  # finished stage, setting, value there and value here
-    own_teacher = config.teacher.checkpoint is None and config.teacher.arch != OWN  # trained here
+    own_teacher = config.teacher.source is None and config.teacher.arch != OWN  # trained here
     planned = {BASELINE: config.baseline.enabled, INT8: INT8.name in underway}  # the others always
     for name, stage in STAGES.items():
         if stage == TEACHER and not own_teacher:

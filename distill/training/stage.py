@@ -49,6 +49,8 @@ TEACHER = Stage(
     irrelevant=(
         *("student.", "baseline.", "export.", "teacher.checkpoint", "data.unlabeled"),
         *("teacher.cache.", "teacher.tta.", "teacher.more", "teacher.weights"),
+        *("teacher.python", "teacher.class", "teacher.output", "teacher.label_smoothing", "teacher.bgr"),
+        "teacher.window",
         *DISTILLATION,
     ),
 )

@@ -14,8 +14,7 @@ from distill.batch import Batch, Outputs
 from distill.data import CachedTargets
 from distill.errors import ConfigError
 from distill.metrics import Scores
-from distill.models.network import Network
-from distill.training.ensemble import Ensemble
+from distill.models.asked import Asked
 
 # Skill. On the drawn scenes networks had -0.01 to 0.02 after a step or two, 0.02 to 0.07 after six, 0.04 and more
 # after ten; with their classes in another order -0.01 to 0.04, 0.005 in the middle.
@@ -33,7 +32,7 @@ class Teacher:
 
     targets: CachedTargets | None = None
 
-    def __init__(self, network: Network, dtype: torch.dtype | None = None, asked: Ensemble | None = None):
+    def __init__(self, network: Asked, dtype: torch.dtype | None = None, asked: Asked | None = None):
         self.network = network.eval().requires_grad_(False)
         self.asked = asked.eval().requires_grad_(False) if asked else network
         self.dtype = dtype
@@ -60,7 +59,7 @@ class CachedTeacher:
         targets: its answers for the images that are learned from.
     """
 
-    def __init__(self, network: Network, targets: CachedTargets):
+    def __init__(self, network: Asked, targets: CachedTargets):
         self.network = network.eval().requires_grad_(False)
         self.targets = targets
 
@@ -70,16 +69,24 @@ class CachedTeacher:
         return self.targets.outputs(batch.teacher, (batch.image.shape[2], batch.image.shape[3]))
 
 
-def check_teacher(scores: Scores, source: str) -> None:
+def check_teacher(scores: Scores, source: str, cause: object = None) -> None:
     """Stops before a useless teacher is distilled; with one class in the validation masks nobody can tell.
+
+    Args:
+        scores: the teacher's.
+        source: where it is from.
+        cause: what repairs it, in words, if that is known.
 
     Raises:
         ConfigError: its classes are met hardly better than by chance.
     """
     if scores.present > 1 and scores.skill < NEAR_CHANCE:
+        usual = (
+            "Other class order (data.classes)? Other normalization (teacher.mean, teacher.std)? Trained too briefly "
+            "(teacher.max_train_steps)?"
+        )
         raise ConfigError(
             f"teacher ({source}): mIoU {scores.mean_iou:.4f} on the validation images is near chance (skill "
-            f"{scores.skill:.4f}; blind guesses of the same classes have 0, a perfect teacher 1). Other class order "
-            f"(data.classes)? Other normalization (teacher.mean, teacher.std)? Trained too briefly "
-            f"(teacher.max_train_steps)? teacher.allow_near_chance true goes on with it"
+            f"{scores.skill:.4f}; blind guesses of the same classes have 0, a perfect teacher 1). "
+            f"{f'But {cause}.' if cause else usual} teacher.allow_near_chance true goes on with it"
         )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,10 @@ from distill.data.pixel_positions import MapGeometry
 from distill.data.teacher_cache import MANIFEST
 from distill.errors import ConfigError, Stopped
 from distill.losses.pixel import divergence, soften
-from distill.models import fingerprint
-from distill.models.network import Network
+from distill.models.asked import Asked
 from distill.storage import writing
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all
-from distill.training.ensemble import Ensemble
 from distill.training.objective import Objective
 from distill.training.teacher import Teacher
 
@@ -87,7 +84,7 @@ def varies(dataset: Dataset) -> bool:
     return False
 
 
-def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = None) -> CachedTargets:
+def ask(run: Run, network: Asked, part: tuple[int, int] | None = None) -> CachedTargets:
     """The teacher's answers for all images that are learned from; asks for those that are not on disk.
 
     Args:
@@ -105,14 +102,14 @@ def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = No
     dataset = learned_from(run.splits)
     names = from_main(accelerator, lambda: known_by(dataset, config.data.image_size))
     folder = Path(wanted.dir) if wanted.dir else config.folder / CACHE
-    made_with = from_main(accelerator, lambda: about(network)) | {"precision": accelerator.mixed_precision}
+    made_with = from_main(accelerator, network.identity) | {"precision": accelerator.mixed_precision}
     cache = TeacherCache(folder, made_with, len(run.splits.classes), wanted.dtype)
     on_all(accelerator, cache.open)
     for path in cache.damaged:
         run.say(f"{path}: is damaged; what it held is asked of the teacher again")
     if cache.rewritten:
         run.say(f"{folder / MANIFEST}: was damaged, and is written anew: the answers beside it are this teacher's")
-    teacher = Teacher(network, run.precision)  # type: ignore[arg-type]
+    teacher = Teacher(network, run.precision)
     # Machines without a common disk may lack different ones, but must take part in the same exchanges.
     lacking = torch.tensor([any(missing_groups(names, cache.entries))], device=accelerator.device)
     if accelerator.gather(lacking).any():
@@ -130,20 +127,6 @@ def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = No
     size = sum(np.prod(entry.shape) for entry in cache.entries.values()) / 1e6
     run.say(f"teacher  asked once for {len(set(names) & cache.entries.keys())} images: {size:.1f} MB in {folder}")
     return CachedTargets(cache, names)
-
-
-def about(network: Network | Ensemble) -> dict[str, Any]:
-    """What the answers of a network depend on, by which they are known again: its weights and its input."""
-    if isinstance(network, Ensemble):
-        of_each = [about(one) for one in network.networks]  # type: ignore[arg-type]
-        return {"teachers": of_each, "weights": network.weights, "scales": network.scales, "flip": network.flip}
-    return {
-        "teacher": fingerprint(network)[:32],
-        "architecture": type(network.model).__name__,
-        "mean": network.mean.flatten().tolist(),
-        "std": network.std.flatten().tolist(),
-        "stride": network.stride,
-    }
 
 
 def announce(run: Run, cache: TeacherCache, teacher: Teacher, dataset: Dataset, names: Sequence[str]) -> None:

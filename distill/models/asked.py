@@ -1,0 +1,64 @@
+"""What can be asked about images: a network, several together, or a teacher of any other kind."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.batch import RGB, ImageKind
+
+
+class Asked(nn.Module):
+    """A module from raw images `[N, C, H, W]`, their numbers as stored, to `Outputs`.
+
+    Attributes:
+        model: what computes, inside of it.
+        classes: class names in the order of their ids.
+        stride: images are padded to multiples of it, below and on the right.
+        image: the images.
+        bands: which of their channels it takes, counted from 0; None for all.
+        mean: of each that it takes, in the images' own units, `[1, C, 1, 1]`.
+        std: standard deviation likewise.
+    """
+
+    model: Any
+    classes: list[str]
+    stride: int
+    image: ImageKind
+    bands: list[int] | None
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of every map that it can return, and of the `logits`."""
+        return {"logits": len(self.classes)}
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, by which they are known again: its weights and its input."""
+        usual = self.image == RGB and self.bands is None  # of which older caches say nothing
+        kind = {} if usual else {"image": str(self.image), "bands": self.bands}
+        return kind | {
+            "teacher": fingerprint(self)[:32],
+            "architecture": type(self.model).__name__,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "stride": self.stride,
+        }
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state on the CPU, each tensor with memory of its own."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of a module's state."""
+    known = hashlib.sha256()
+    for name, tensor in sorted(weights(module).items()):
+        known.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        known.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return known.hexdigest()
