@@ -206,9 +206,9 @@ def evaluate(
     for name, one in (("model", network), ("teacher", other)):
         if one:
             detailed.check_classes(Path(model if isinstance(model, (str, Path)) else name), one, classes)
-    probabilities = detailed.plain(network)
+    probabilities: detailed.Probabilities = detailed.plain(network)
     if window:
-        probabilities = detailed.sliding(probabilities, window)
+        probabilities = detailed.Sliding(probabilities, window)
     if flip or list(scales) != [1.0]:
         probabilities = detailed.augmented(probabilities, scales, flip)
     found = detailed.assess(len(classes), probabilities, dataset, other)

@@ -151,8 +151,8 @@ class NetworkConfig(Settings):
     """A network by the names of segmentation_models_pytorch, and how long it is trained.
 
     Args:
-        arch: architecture: `unet`, `fpn`, `deeplabv3plus`, `segformer`, …; `fcn`, or `cnn`, which is plain and has no
-            encoder of others; `own` in Python only, for a network that is handed over.
+        arch: `unet`, `fpn`, `deeplabv3plus`, `segformer`, `fcn`, `cnn` (which has its own encoder), …; `own` in Python
+            only, for a network that is handed over.
         encoder_name: encoder: any of SMP's, or any of timm's as `tu-<name>`.
         encoder_weights: pretrained encoder weights: null (from scratch), a name such as `imagenet` (downloaded), or a
             `.safetensors` file with timm's names.
@@ -240,10 +240,9 @@ class TeacherConfig(NetworkConfig):
     """The large network.
 
     Args:
-        checkpoint: a run of this project; a folder written by SMP's or transformers' `save_pretrained`, or the id of
-            one on the Hub; `torchvision/<name>` or `torchvision/<name>:<weights>`; an `.onnx` or `.pt2` file; or a file
-            of weights alone (`.safetensors`, `.pth`, `.pt`, `.ckpt`) of the network that `arch`, `encoder_name` and
-            `options` say (arch `torchvision/<name>` for torchvision's). Trained here if not given.
+        checkpoint: a run of this project; SMP's or transformers' folder, or its id on the Hub; `torchvision/<name>` or
+            `torchvision/<name>:<weights>`; an `.onnx` or `.pt2` file; or weights alone (`.safetensors`, `.pth`, `.pt`,
+            `.ckpt`) of the network that `arch`, `encoder_name` and `options` say. Trained here if not given.
         python: `path.py:function`: a Python file whose function gives the teacher, a module; its code is run.
         class_names: names of the teacher's outputs, in their order, where it does not say them itself.
         classes: what a class of the teacher is called in the data: `{rider: person}`; null leaves it out. Other classes

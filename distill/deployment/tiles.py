@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -36,22 +36,39 @@ class Tiled:
 
     def _bands(self, image: np.ndarray) -> Iterator[np.ndarray]:
         """Probabilities float32 `[C, h, W]`, from top to bottom."""
-        size = [min(wanted, there) for wanted, there in zip(self.window, image.shape[:2], strict=False)]
-        tops, lefts = (list(starts(n, part)) for n, part in zip(image.shape[:2], size, strict=False))
-        weight = np.outer(*(_slopes(part) for part in size))
-        band = np.zeros((len(self.classes), size[0], image.shape[1]), np.float32)
-        seen = np.zeros(band.shape[1:], np.float32)
-        for top, after in zip(tops, [*tops[1:], image.shape[0]], strict=True):
-            for left in lefts:
-                part = np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
-                band[..., left : left + size[1]] += weight * _softmax(self.model.logits(part))
-                seen[:, left : left + size[1]] += weight
-            done = after - top  # no later window reaches these rows
-            yield band[:, :done] / seen[:done]
-            for buffer in (band, seen):
-                rest = buffer[..., done:, :].copy()
-                buffer[...] = 0
-                buffer[..., : rest.shape[-2], :] = rest
+        return blended(lambda part: _softmax(self.model.logits(part)), image, self.window)
+
+
+def blended(
+    probabilities: Callable[[np.ndarray], np.ndarray], image: np.ndarray, window: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """What windows over an image say, blended where they overlap; only one row of windows is in memory.
+
+    Args:
+        probabilities: of a window `[h, w, C']`: float32 `[C, h, w]`.
+        image: `[H, W, C']`.
+        window: `(height, width)`.
+
+    Yields:
+        Bands of the whole width, float32 `[C, h, W]`, from top to bottom.
+    """
+    size = [min(wanted, there) for wanted, there in zip(window, image.shape[:2], strict=False)]
+    tops, lefts = (list(starts(n, part)) for n, part in zip(image.shape[:2], size, strict=False))
+    weight = np.outer(*(_slopes(part) for part in size))
+    band, seen = np.zeros(0, np.float32), np.zeros((size[0], image.shape[1]), np.float32)
+    for top, after in zip(tops, [*tops[1:], image.shape[0]], strict=True):
+        for left in lefts:
+            found = probabilities(np.ascontiguousarray(image[top : top + size[0], left : left + size[1]]))
+            if not band.size:
+                band = np.zeros((len(found), *seen.shape), np.float32)
+            band[..., left : left + size[1]] += weight * found
+            seen[:, left : left + size[1]] += weight
+        done = after - top  # no later window reaches these rows
+        yield band[:, :done] / seen[:done]
+        for buffer in (band, seen):
+            rest = buffer[..., done:, :].copy()
+            buffer[...] = 0
+            buffer[..., : rest.shape[-2], :] = rest
 
 
 class Shrunk:

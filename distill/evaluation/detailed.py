@@ -28,6 +28,7 @@ from distill.config.parse import parse as parse_settings
 from distill.config.schema import NAMED_BY_SETTINGS, DataConfig
 from distill.data import Dataset, Splits, open_splits
 from distill.deployment.runtime import Segmenter, open_model
+from distill.deployment.tiles import blended
 from distill.deployment.torch_runtime import SmpFolder
 from distill.errors import ConfigError, say
 from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix
@@ -82,15 +83,18 @@ def assess(
     equal = compared = 0
     for index in progress(range(len(dataset)), desc="evaluating"):
         image, mask = dataset.read(index)
-        confidence, prediction = probabilities(image).max(0)
-        if not confidence.isfinite().all():
-            raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
-        matrix = confusion_matrix(prediction[None], torch.from_numpy(mask[None]), classes)
+        guess, top = np.empty(mask.shape, np.uint8), 0
+        for band in bands(probabilities, image):  # of large images, all classes at once would be too much for memory
+            confidence, prediction = band.max(0)
+            if not confidence.isfinite().all():
+                raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
+            rows = slice(top, top := top + len(prediction))
+            guess[rows] = prediction.byte().numpy()
+            calibration.add(confidence.numpy(), guess[rows], mask[rows])
+        matrix = confusion_matrix(torch.from_numpy(guess[None]), torch.from_numpy(mask[None]), classes)
         total += matrix
         image_iou.append(Scores(matrix).mean_iou)
-        guess = prediction.byte().numpy()
         boundary.add(guess, mask)
-        calibration.add(confidence.numpy(), guess, mask)
         if teacher:
             equal += int(((teacher.mask(image) == guess) & (mask != VOID)).sum())
             compared += int((mask != VOID).sum())
@@ -103,27 +107,30 @@ def plain(model: Segmenter) -> Probabilities:
     return lambda image: torch.from_numpy(model.logits(image)).softmax(0)
 
 
-def sliding(probabilities: Probabilities, size: Sequence[int]) -> Probabilities:
-    """Means over windows of `[height, width]` that overlap by at least a third; for images larger than the crops."""
+@dataclass
+class Sliding:
+    """Probabilities by overlapping windows, blended as `predict --window` does; for images larger than the crops.
 
-    def starts(length: int, window: int) -> Iterator[int]:
-        count = 1 + max(0, -(-3 * (length - window) // (2 * window)))
-        for i in range(count):
-            yield i * max(0, length - window) // max(1, count - 1)
+    Attributes:
+        probabilities: of a window.
+        size: `(height, width)` of the windows.
+    """
 
-    def whole(image: np.ndarray) -> torch.Tensor:
-        total, seen = torch.zeros(0), torch.zeros(image.shape[:2])
-        for top in starts(image.shape[0], size[0]):
-            for left in starts(image.shape[1], size[1]):
-                place = (slice(top, top + size[0]), slice(left, left + size[1]))
-                part = probabilities(np.ascontiguousarray(image[place]))
-                if not total.numel():
-                    total = torch.zeros(len(part), *image.shape[:2])
-                total[:, *place] += part
-                seen[place] += 1
-        return total / seen
+    probabilities: Probabilities
+    size: Sequence[int]
 
-    return whole
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
+        """Of the whole image."""
+        return torch.cat(list(self.bands(image)), 1)
+
+    def bands(self, image: np.ndarray) -> Iterator[torch.Tensor]:
+        """Of the image, some rows at a time."""
+        return map(torch.from_numpy, blended(lambda part: self.probabilities(part).numpy(), image, self.size))
+
+
+def bands(probabilities: Probabilities, image: np.ndarray) -> Iterator[torch.Tensor]:
+    """Probabilities of an image, float32 `[C, h, W]`, from top to bottom."""
+    yield from probabilities.bands(image) if isinstance(probabilities, Sliding) else (probabilities(image),)
 
 
 def augmented(probabilities: Probabilities, scales: Sequence[float], flip: bool) -> Probabilities:
@@ -280,7 +287,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
             check_classes(path, one, splits.classes)
     where = "drawn scenes" if data.format == "synthetic" else f"{data.format}, {Path(data.root).resolve()}"
     say(f"{args.model} on {where}: {args.split}, {len(dataset)} images")
-    probabilities = sliding(plain(model), args.window) if args.window else plain(model)
+    probabilities: Probabilities = Sliding(plain(model), args.window) if args.window else plain(model)
     if args.flip or args.scales != [1.0]:
         probabilities = augmented(probabilities, args.scales, args.flip)
     found = assess(len(splits.classes), probabilities, dataset, teacher, lambda i, **k: tqdm(i, disable=None, **k))
@@ -290,7 +297,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     write_json(args.output_dir / "evaluation.json", about | {"split": args.split, **numbers})
     for place, index in enumerate(np.argsort(found.image_iou, kind="stable")[: args.worst]):
         image, mask = dataset.read(int(index))
-        guess = probabilities(image).argmax(0).byte().numpy()
+        guess = torch.cat([band.argmax(0).byte() for band in bands(probabilities, image)]).numpy()
         picture = worst_strip(image, mask, guess, splits.palette, teacher.mask(image) if teacher else None)
         Image.fromarray(picture).save(args.output_dir / "worst" / f"{place + 1:02d}_{dataset.names[index]}.png")
     return numbers

@@ -27,8 +27,8 @@ class Asked(nn.Module):
     model: Any
     classes: list[str]
     stride: int
-    image: ImageKind
-    bands: list[int] | None
+    image: ImageKind = RGB
+    bands: list[int] | None = None
     mean: Tensor
     std: Tensor
 

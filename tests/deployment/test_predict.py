@@ -121,7 +121,7 @@ def test_bad_files_are_named_counted_and_skipped(model, photos, tmp_path, capsys
     [
         (onnx_files.external, "keeps the tensor 'w1' in another file ('../../etc/passwd'), which is not opened"),
         (onnx_files.foreign, "has the operator evil.ops::Shell"),
-        (lambda p: onnx_files.write(p, input_type=TensorProto.FLOAT), "expected raw images, uint8 [N, H, W, 3]"),
+        (lambda p: onnx_files.write(p, input_type=TensorProto.INT32), "expected raw images, uint8 [N, H, W, 3]"),
         (lambda p: p.write_text("hello") and p, "is not an ONNX file"),
         (lambda p: p.write_bytes(b"") or p, "is not an ONNX file"),
         (lambda p: p.with_name("missing.onnx"), "is not there"),

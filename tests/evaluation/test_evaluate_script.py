@@ -114,7 +114,7 @@ def test_windows_cover_every_pixel_once_or_more(window):
 
     seen = []
     image = images().read(0)[0]
-    found = detailed.sliding(lambda part: seen.append(part.shape[:2]) or position(part), window)(image)
+    found = detailed.Sliding(lambda part: seen.append(part.shape[:2]) or position(part), window)(image)
     assert torch.allclose(found, position(image))
     assert set(seen) == {(min(30, window[0]), min(44, window[1]))}
 

@@ -16,6 +16,7 @@ from distill.data import Dataset, Splits
 from distill.errors import ConfigError, Stopped
 from distill.losses import KD
 from distill.models import build
+from distill.models.asked import Asked
 from distill.pipeline import distil, opened, run_stage
 from distill.training.ensemble import Ensemble
 from distill.training.objective import Objective
@@ -223,7 +224,7 @@ def test_an_ensemble_is_the_mean_over_views(architecture):
 def test_views_lie_where_the_image_does():
     """A network that gives each pixel's own values: mirrored and resized, they must be at their places."""
 
-    class Identity(torch.nn.Module):
+    class Identity(Asked):
         def forward(self, image, features=()):
             size = tuple(image.shape[2:])
             return Outputs(image.float() / 50, size, size, align_corners=False)

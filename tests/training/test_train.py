@@ -129,7 +129,7 @@ def test_steps_whose_gradients_were_clipped_are_counted_and_told(tmp_path, monke
     free = Trainer(run_of(tiny_config(tmp_path / "free", eval_steps=6, optimizer__max_grad_norm=0)), BASELINE, {})
     free.train()
     assert free.clipped == 0
-    same = {"params": 1, "flops": 1, "mean_iou": 0.5, "gap_closed": None}
+    same = {"params": 1, "flops": 1, "mean_iou": 0.5, "gap_closed": None, "module": None}
     shares = {"teacher": 0.25, "baseline": 0.02, "student": 0.2}
     networks = {name: SimpleNamespace(**same, clipped_share=share) for name, share in shares.items()}
     sentences = _sentences(SimpleNamespace(**networks, networks=networks))
