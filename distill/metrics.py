@@ -82,6 +82,16 @@ class Scores:
         return skill[truth > 0].mean().item()
 
 
+def _count(ids: np.ndarray, length: int) -> np.ndarray:
+    """How often each id stands in an array of uint8 of any shape: int64 `[length]`.
+
+    Some at a time: `bincount` makes eight bytes of each.
+    """
+    flat = ids.ravel()
+    parts = (flat[start : start + CHUNK] for start in range(0, max(1, flat.size), CHUNK))
+    return np.sum([np.bincount(part, minlength=length) for part in parts], axis=0)
+
+
 class Comparison:
     """Masks beside those of a reference, on labeled images.
 
@@ -116,6 +126,7 @@ class Comparison:
         return self.equal / self.pixels
 
 
+CHUNK = 1 << 22  # values looked at at once
 BOUNDARY_WIDTH = 0.02  # of the image's diagonal
 
 
@@ -139,8 +150,8 @@ class BoundaryIoU:
         truth, guess = (np.where(known, labels, np.uint8(VOID)) for labels in (mask, prediction))
         near_truth, near_guess = _near_boundary(truth) & known, _near_boundary(guess) & known
         for i, labels in enumerate((truth[near_truth & near_guess & (truth == guess)], truth[near_truth])):
-            self.counts[i] += np.bincount(labels, minlength=self.classes)
-        self.counts[2] += np.bincount(guess[near_guess], minlength=self.classes)
+            self.counts[i] += _count(labels, self.classes)
+        self.counts[2] += _count(guess[near_guess], self.classes)
 
     @property
     def iou(self) -> list[float | None]:

@@ -25,11 +25,9 @@ class DataConfig(Settings):
     """Images and masks.
 
     Args:
-        format: `synthetic` (drawn scenes, no files), `folders` (any two folders a split, matched by stem; those of
-            folders below them if they hold none), `csv` (lists of an image and a mask a line), `mmseg`
-            (`img_dir/train`, `ann_dir/train`, …), or a public data set as it is unpacked: `camvid` (`train/`,
-            `trainannot/`, `val/`, `valannot/`; or its 32 classes in colors), `voc`, `cityscapes`, `ade20k`,
-            `coco_stuff`; `own` in Python only, where data sets are handed over.
+        format: `synthetic` (drawn scenes, no files), `folders` (any two folders a split, matched by stem, with all below
+            them), `csv` (lists of an image and a mask a line), `mmseg` (`img_dir`, `ann_dir`), or a public data set as
+            it is unpacked: `camvid`, `voc`, `cityscapes`, `ade20k`, `coco_stuff`; `own` in Python only.
         root: folder of the data set; relative paths below start here.
         in_channels: channels of the images; null reads any file of 8 bits as RGB; 1 reads gray (color of 8 bits is made
             gray); n reads files of n channels. With a number, PNG, TIFF and `.npy` of 16 bits or floats are read as
@@ -240,9 +238,9 @@ class TeacherConfig(NetworkConfig):
     """The large network.
 
     Args:
-        checkpoint: a run of this project; SMP's or transformers' folder, or its id on the Hub; `torchvision/<name>` or
-            `torchvision/<name>:<weights>`; an `.onnx` or `.pt2` file; or weights alone (`.safetensors`, `.pth`, `.pt`,
-            `.ckpt`) of the network that `arch`, `encoder_name` and `options` say. Trained here if not given.
+        checkpoint: a run; SMP's or transformers' folder, or its id on the Hub; `torchvision/<name>[:<weights>]`; an
+            `.onnx` or `.pt2` file; or weights alone (`.safetensors`, `.pth`, `.ckpt`) of the network that `arch` and
+            `encoder_name` say. Trained here if not given.
         python: `path.py:function`: a Python file whose function gives the teacher, a module; its code is run.
         class_names: names of the teacher's outputs, in their order, where it does not say them itself.
         classes: what a class of the teacher is called in the data: `{rider: person}`; null leaves it out. Other classes

@@ -94,7 +94,7 @@ def predict(
             panels = [overlay(image, m, model.palette, shown) for m in (teacher.mask(image), mask)]
             picture = row(panels, ("teacher", "student"))
             Image.fromarray(picture).save(_file(folder / "side_by_side", item, "jpg"), quality=90)
-        return np.bincount(mask.ravel(), minlength=256), picture if item.video else None
+        return _count(mask), picture if item.video else None
 
     summary, start = Summary(), time.perf_counter()
     with (
@@ -118,6 +118,12 @@ def predict(
             bar.update()
     summary.seconds = time.perf_counter() - start
     return summary
+
+
+def _count(mask: np.ndarray) -> np.ndarray:
+    """Pixels of each id, int64 `[256]`; some at a time, since `bincount` makes eight bytes of each."""
+    parts = np.array_split(mask, 1 + (mask.size >> 22))
+    return np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
 
 
 class _Films:

@@ -84,14 +84,15 @@ def assess(
     for index in progress(range(len(dataset)), desc="evaluating"):
         image, mask = dataset.read(index)
         guess, top = np.empty(mask.shape, np.uint8), 0
+        matrix = torch.zeros(classes, classes, dtype=torch.int64)
         for band in bands(probabilities, image):  # of large images, all classes at once would be too much for memory
             confidence, prediction = band.max(0)
             if not confidence.isfinite().all():
                 raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
             rows = slice(top, top := top + len(prediction))
             guess[rows] = prediction.byte().numpy()
+            matrix += confusion_matrix(prediction[None], torch.from_numpy(mask[None, rows]), classes)
             calibration.add(confidence.numpy(), guess[rows], mask[rows])
-        matrix = confusion_matrix(torch.from_numpy(guess[None]), torch.from_numpy(mask[None]), classes)
         total += matrix
         image_iou.append(Scores(matrix).mean_iou)
         boundary.add(guess, mask)

@@ -24,6 +24,7 @@ class Blind:
     """Knows class 1 everywhere but at the edges of what it sees, where it guesses class 0."""
 
     classes, palette = ["a", "b"], [(0, 0, 0), (1, 1, 1)]
+    image = (3, "uint8")
 
     def __init__(self):
         self.seen = []
