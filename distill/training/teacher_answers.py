@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,8 +29,10 @@ from distill.training.distributed import from_main, on_all
 from distill.training.ensemble import Ensemble
 from distill.training.objective import Objective
 from distill.training.teacher import Teacher
+from distill.training.times import AskingTimes
 
 CACHE = "teacher_cache"  # in the folder of a run
+ASKING = "asking"  # in the folder of a run's times
 NOTICEABLE = 0.01  # nats of divergence that keeping the teacher's answers may cost without a word
 LOOKED_AT = 16  # items of a data set of somebody's own that are read twice, to see whether it augments
 
@@ -190,14 +193,17 @@ def fill(
 ) -> bool:
     """Asks for the images of some groups, and writes each group; returns whether it was told to stop before the end."""
     bar = run.progress(total=sum(map(len, groups)), desc="asking the teacher", leave=False)
+    times = AskingTimes(run.times / ASKING) if run.times else None
     for group in groups:
-        maps = {}
+        maps, began = {}, time.perf_counter()
         for index in group:
             if run.stop():
                 return True
             maps[names[index]] = encoded(cache, teacher, dataset, index)[:2]
             bar.update()
         cache.write(maps)
+        if times:
+            times.add(cache.folder, len(maps), time.perf_counter() - began)
     bar.close()
     return False
 
