@@ -93,20 +93,20 @@ def sweep(argv: Sequence[str], prog: str = "distill sweep") -> int:
 def compare(argv: Sequence[str], prog: str = "distill compare") -> int:
     """Settings against a baseline, over seeds; or the table of a comparison that is there."""
     follow()
-    from distill.sweep import compare
+    from distill.sweep import compare, plan
 
     arguments = list(argv)
     try:
-        if folder := compare.folder_to_print(arguments):
+        if folder := plan.folder_to_print(arguments):
             say(compare.printed(folder))
             return 0
     except ConfigError as error:
         say(f"distill: error: {error}", sys.stderr)
         return 2
-    plan = compare.command_line(arguments, prog)
-    if alone(plan.config):
-        return in_processes(plan.config, ["compare", *argv])
-    return exit_code(lambda stop: compare.compare(plan, stop))
+    wanted = plan.command_line(arguments, prog)
+    if alone(wanted.config):
+        return in_processes(wanted.config, ["compare", *argv])
+    return exit_code(lambda stop: compare.compare(wanted, stop))
 
 
 def cache(argv: Sequence[str], prog: str = "distill cache") -> int:

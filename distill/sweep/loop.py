@@ -17,7 +17,6 @@ from distill import pipeline
 from distill.config.schema import Config, dump
 from distill.data import Splits, check_splits, contents, open_splits
 from distill.errors import ConfigError, Stopped
-from distill.models.network import Network
 from distill.storage import lock, write_json, write_text
 from distill.sweep.records import SCORES, VALIDATION, ScoredSet, is_scored, read_json, write_matrices
 from distill.sweep.statistics import count_images, iou, mean_iou
@@ -31,6 +30,7 @@ from distill.training.teacher_answers import ASKING, CACHE, decide, learned_from
 from distill.training.times import AskingTimes, Stopwatch
 
 FAILURES, LOCKS, TIMES = "failures", "locks", "times"  # folders beside the trials
+TIMED = ("seconds", "cache_seconds")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Loop:
     run: Run
     sets: Mapping[str, ScoredSet] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    networks: dict[str, Network] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)
     on_result: Callable[[], Any] = lambda: None
 
     @property
@@ -116,7 +116,7 @@ class Loop:
             run.say(f"{trial.key}: left to the other ({error})")
             return False
         try:
-            self.finish(trial, trial_run)
+            new = self.finish(trial, trial_run)
         except Stopped:
             raise
         except Exception as error:
@@ -126,7 +126,8 @@ class Loop:
             if run.accelerator.num_processes > 1:
                 raise  # the others may not have met it, and would wait for this one
             lines = (str(error).strip() or repr(error)).splitlines()
-            self.failures[trial.key] = lines[-1].split("Error: ")[-1] if "Traceback" in lines[0] else lines[0]
+            line = lines[-1].split("Error: ")[-1] if "Traceback" in lines[0] else lines[0]
+            self.failures[trial.key] = line.removeprefix(f"{trial.key}: ")
             run.say(f"{trial.key}: failed ({self.failures[trial.key]}); {note} says more")
             run.accelerator.free_memory()
             return False
@@ -135,13 +136,14 @@ class Loop:
                 held.close()
         if run.accelerator.is_main_process:
             note.unlink(missing_ok=True)
-            self.on_result()
+            if new:
+                self.on_result()
         if run.stop():
             raise Stopped("stopped between trials; rerun the same command to resume")
         return True
 
-    def finish(self, trial: Trial, trial_run: Run) -> None:
-        """Trains a student if it is not there, and scores it where it is not scored."""
+    def finish(self, trial: Trial, trial_run: Run) -> bool:
+        """Trains a student if it is not there, and scores it where it is not scored; returns whether it was not."""
         config, folder = trial_run.config, self.folder / trial.key
         same = config.data == self.run.config.data
         splits = self.run.splits if same else open_splits(config.data)
@@ -151,14 +153,15 @@ class Loop:
         # One that is already there is read, and refused if it was made with other settings.
         network = pipeline.run_stage(trial_run, stage_of(trial), self.networks)
         facts = {"name": trial.name, "seed": trial.seed, "settings": trial.settings}
-        self.score(network, folder, splits, facts | from_main(self.run.accelerator, lambda: times_of(trial_run, trial)))
+        facts |= from_main(self.run.accelerator, lambda: times_of(trial_run, trial))
+        return self.score(network, folder, splits, facts)
 
-    def score(self, network: Network, folder: Path, splits: Splits, facts: Mapping[str, Any]) -> None:
-        """Writes the scores of a network on the validation images and all other sets, where they are not known."""
+    def score(self, network: Any, folder: Path, splits: Splits, facts: Mapping[str, Any]) -> bool:
+        """Writes the scores of a network on all sets, where they are not known; returns whether some were not."""
         run, classes = self.run, self.run.splits.classes
         sets = {VALIDATION: ScoredSet(splits.val, {})} | dict(self.sets)
         record = from_main(run.accelerator, lambda: read_json(folder / SCORES))
-        known = record.get("sets", {})
+        known = dict(record.get("sets", {}))
         for name, scored in sets.items():
             if from_main(run.accelerator, partial(is_scored, folder, known, name, scored)):
                 continue
@@ -170,9 +173,12 @@ class Loop:
             by_class = dict(zip(classes, values, strict=True))
             known[name] = {"mean_iou": float(mean_iou(counts)), "iou": by_class, "images": scored.identity}
         here = known[VALIDATION]
-        record |= {**facts, "mean_iou": here["mean_iou"], "iou": here["iou"], "sets": known}
-        if run.accelerator.is_main_process:
-            write_json(folder / SCORES, record)
+        # Times stay as they were first written: what a later baseline is given must not depend on when it is asked.
+        times = {key: record[key] for key in TIMED if record.get(key) is not None}
+        found = record | dict(facts) | times | {"mean_iou": here["mean_iou"], "iou": here["iou"], "sets": known}
+        if new := found != record and run.accelerator.is_main_process:
+            write_json(folder / SCORES, found)
+        return new
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def main_table(found: Mapping[str, Any], name: str) -> str:
             number(result["steps"], 1, 0),
             number(scores.get("mean_iou"), 100, 2),
             "" if trial == baseline else interval(scores.get("difference")),
-            "" if trial == baseline else UNKNOWN if gap is None else f"{100 * gap:.0f} %",
+            "" if trial == baseline else UNKNOWN if gap is None else f"{round(100 * gap)} %",
             number(result["seconds"], 1, 1),
             number(result["seconds_with_cache"], 1, 1),
         ]
