@@ -238,14 +238,11 @@ def warm(splits: Splits) -> None:
 def times_of(trial_run: Run, trial: Trial) -> dict[str, Any]:
     """Steps of a trial, the seconds that they took, and those that filling the teacher's cache takes; None: unknown."""
     config, times = trial_run.config, trial_run.config.folder / TIMES
-    steps, cache = config.student.max_train_steps, 0.0
+    steps = config.student.max_train_steps
+    cache: float | None = 0.0
     seconds = Stopwatch(times / f"{trial.key}.json").known.get(str(steps))
     if config.teacher.cache.enabled:
         folder = Path(config.teacher.cache.dir) if config.teacher.cache.dir else config.folder / CACHE
-        each = AskingTimes(times / ASKING).per_image(folder)
-        return {
-            "steps": steps,
-            "seconds": seconds,
-            "cache_seconds": each and each * len(learned_from(trial_run.splits)),
-        }
+        each, images = AskingTimes(times / ASKING).per_image(folder), len(learned_from(trial_run.splits))
+        cache = each and each * images / trial_run.accelerator.num_processes  # which share the images
     return {"steps": steps, "seconds": seconds, "cache_seconds": cache}

@@ -7,11 +7,11 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config.parse import parse, read_flags
+from distill.config.parse import read_flags
 from distill.config.schema import Config, DataConfig
 from distill.errors import ConfigError, say
 from distill.sweep.records import VALIDATION
@@ -71,12 +71,10 @@ def command_line(arguments: Sequence[str], prog: str = "compare.py") -> Plan:
     parser.add_argument("--print", metavar="FOLDER", help="only show what the files of a finished comparison say")
     own, rest = parser.parse_known_args(arguments)
     try:
-        plan = read_plan(own, rest, shlex.join([*prog.split(), *arguments]))
+        return read_plan(own, rest, shlex.join([*prog.split(), *arguments]))
     except ConfigError as error:
         say(f"distill: error: {error}", sys.stderr)
         sys.exit(2)
-    parse(shared_flags(own.config, plan.trials[0].common, rest))  # answers --print_config
-    return plan
 
 
 def read_plan(own: argparse.Namespace, rest: Sequence[str], command: str) -> Plan:
@@ -94,6 +92,8 @@ def read_plan(own: argparse.Namespace, rest: Sequence[str], command: str) -> Pla
     config = read_flags(shared)
     by_name = {name: settings_of_trial(next(t for t in listed if t.name == name), shared) for name in names}
     baseline, added = choose_baseline(text.get("baseline"), by_name, config, own.file)
+    if added is not None:
+        by_name[baseline] = settings_of_trial(Trial(baseline, 0, added, {}), shared)
     trials = []
     for seed in dict.fromkeys(trial.seed for trial in listed):
         of_seed = [trial for trial in listed if trial.seed == seed]
@@ -105,7 +105,7 @@ def read_plan(own: argparse.Namespace, rest: Sequence[str], command: str) -> Pla
     return Plan(
         config,
         trials,
-        [settings_of_trial(trial, shared) for trial in trials],
+        [replace(by_name[trial.name], seed=trial.seed) for trial in trials],
         baseline,
         read_sets(text.get("score_on"), shared, own.file),
         read_equal_time(True if own.equal_time else text.get("equal_time"), others, own.file),

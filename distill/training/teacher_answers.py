@@ -34,6 +34,7 @@ from distill.training.times import AskingTimes
 CACHE = "teacher_cache"  # in the folder of a run
 ASKING = "asking"  # in the folder of a run's times
 NOTICEABLE = 0.01  # nats of divergence that keeping the teacher's answers may cost without a word
+TIMED = 16  # images that are asked about once more, where nobody knows how long that took
 LOOKED_AT = 16  # items of a data set of somebody's own that are read twice, to see whether it augments
 
 
@@ -130,6 +131,8 @@ def ask(run: Run, network: Network | Ensemble, part: tuple[int, int] | None = No
             if any(accelerator.gather(torch.tensor([stopped], device=accelerator.device)).tolist()):
                 raise Stopped("stopped while the teacher was asked; rerun the same command to resume")
             on_all(accelerator, partial(cache.open, verify=False))
+    if run.times:
+        on_all(accelerator, partial(time_asking, run, AskingTimes(run.times / ASKING), cache, teacher, dataset))
     size = sum(np.prod(entry.shape) for entry in cache.entries.values()) / 1e6
     run.say(f"teacher  asked once for {len(set(names) & cache.entries.keys())} images: {size:.1f} MB in {folder}")
     return CachedTargets(cache, names)
@@ -186,6 +189,19 @@ def announce(run: Run, cache: TeacherCache, teacher: Teacher, dataset: Dataset, 
     count, size = from_main(run.accelerator, measure)
     on_all(run.accelerator, cache.begin if run.accelerator.is_local_main_process else lambda: None)
     run.say(f"teacher  is asked once for each of {count} images: about {size / 1e6:.1f} MB in {cache.folder}")
+
+
+def time_asking(run: Run, times: AskingTimes, cache: TeacherCache, teacher: Teacher, dataset: Dataset) -> None:
+    """Asks about a few images once more, if all was answered before anybody looked at the clock."""
+    if run.accelerator.is_main_process and times.per_image(cache.folder) is None:
+        encoded(cache, teacher, dataset, 0)  # the first of all takes longer
+        began, few = (
+            time.perf_counter(),
+            np.linspace(0, len(dataset) - 1, min(TIMED, len(dataset))).astype(int).tolist(),
+        )
+        for index in few:
+            encoded(cache, teacher, dataset, index)
+        times.add(cache.folder, len(few), time.perf_counter() - began)
 
 
 def fill(

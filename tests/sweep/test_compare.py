@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from distill.batch import UNLABELED
 from distill.data import open_splits
 from distill.errors import ConfigError
 from distill.sweep.comparison import JSON, MARKDOWN, steps_in
+from distill.sweep.loop import train_all
 from distill.sweep.plan import LABELS_ALONE, command_line
 from distill.sweep.records import read_counts, read_json
 from distill.sweep.statistics import mean_iou
+from distill.sweep.trials import Trial
+from distill.training.times import AskingTimes
 
 pytestmark = pytest.mark.xdist_group("compare")  # they share one comparison
 
@@ -118,11 +122,15 @@ def test_equal_time_gives_the_baseline_the_steps_that_fit_into_the_time_with_cac
 def test_what_is_finished_is_not_trained_again(compared, tmp_path, capsys):
     folder, arguments, _ = compared
     before, scores = weights(folder), {path: path.read_bytes() for path in folder.glob("trials/*/scores.json")}
+    # What is learned later of the teacher's speed must not change the steps of a baseline that was given its time.
+    AskingTimes(folder / "times" / "asking").add(folder / "teacher_cache", 100, 1000.0)
     assert cli.compare([*arguments, "--only", "KL"]) == 0
     assert (weights(folder), {path: path.read_bytes() for path in scores}) == (before, scores)
     assert "| KL | 2 | 6 |" in capsys.readouterr().out
     assert cli.compare([*arguments, "--only", "KL", "--student.learning_rate=1e-4"]) == 1
-    assert "was made with other settings (student.learning_rate" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "was made with other settings (student.learning_rate" in printed
+    assert "trial(s) failed" not in printed, "before anything is trained"
 
 
 def test_scores_that_are_missing_or_damaged_are_counted_again(compared, tmp_path):
@@ -147,6 +155,7 @@ def test_a_comparison_that_is_killed_ends_as_one_that_is_not(compared, finished,
     before = weights(folder)
     assert set(before) == {"labels_alone-seed0", *(["KL-seed0"] if moment == "scores" else [])}
     assert read_json(folder / JSON)["results"]["KL"]["missing_seeds"] == [0], "written after each trial"
+    shutil.rmtree(folder / "times" / "asking")  # as if the cache had been filled by another command
     assert cli.compare(arguments) == 0
     assert ("resumes from step 4" in capsys.readouterr().out) == (moment == "state")
     assert before.items() <= weights(folder).items()
@@ -155,9 +164,26 @@ def test_a_comparison_that_is_killed_ends_as_one_that_is_not(compared, finished,
         assert files[0].read_bytes() == files[1].read_bytes()
     run = read_json(folder / JSON)["results"]["KL"]["runs"][0]
     assert run["seconds"] > 0
+    assert (run["cache_seconds"] is not None) == (moment == "state"), "asked about some again while it trained"
     steps = json.loads((folder / "times" / "trials" / "KL-seed0.json").read_text())
     assert list(steps) == ["2", "4", "6"]
     assert list(steps.values()) == sorted(steps.values())
+
+
+def test_trials_that_failed_come_last_the_next_time(tmp_path):
+    trained = []
+    loop = SimpleNamespace(
+        folder=tmp_path,
+        run=SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)),
+        prepare=lambda trial, config: config,
+        begin=lambda: None,
+        train=lambda trial, run: trained.append(trial.name),
+    )
+    trials = [Trial(name, 0, {}, {}) for name in "abc"]
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / "a-seed0.txt").touch()
+    train_all(loop, trials, [None] * 3)
+    assert trained == ["b", "c", "a"]
 
 
 def test_the_table_is_printed_from_the_files_alone_without_torch(compared, tmp_path):
