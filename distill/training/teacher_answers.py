@@ -195,10 +195,8 @@ def time_asking(run: Run, times: AskingTimes, cache: TeacherCache, teacher: Teac
     """Asks about a few images once more, if all was answered before anybody looked at the clock."""
     if run.accelerator.is_main_process and times.per_image(cache.folder) is None:
         encoded(cache, teacher, dataset, 0)  # the first of all takes longer
-        began, few = (
-            time.perf_counter(),
-            np.linspace(0, len(dataset) - 1, min(TIMED, len(dataset))).astype(int).tolist(),
-        )
+        few = np.linspace(0, len(dataset) - 1, min(TIMED, len(dataset))).astype(int).tolist()
+        began = time.perf_counter()
         for index in few:
             encoded(cache, teacher, dataset, index)
         times.add(cache.folder, len(few), time.perf_counter() - began)
