@@ -46,7 +46,7 @@ def test_a_wheel_is_whole(wheel, tmp_path):
     )
     run(["-c", code], tmp_path, wheel)
     assert "usage: distill COMMAND" in run(["-m", "distill", "--help"], tmp_path, wheel).stdout
-    for command in ("predict", "evaluate", "sweep"):
+    for command in ("predict", "evaluate", "sweep", "compare"):
         assert "usage" in run(["-m", "distill", command, "--help"], tmp_path, wheel).stdout
     run(["-m", "distill", "train", *flags(SMALL)], tmp_path, wheel)
     assert (tmp_path / "checkpoints" / "default" / "report.md").is_file()

@@ -90,6 +90,25 @@ def sweep(argv: Sequence[str], prog: str = "distill sweep") -> int:
     return exit_code(lambda stop: sweep.sweep(config, trials, configs, stop))
 
 
+def compare(argv: Sequence[str], prog: str = "distill compare") -> int:
+    """Settings against a baseline, over seeds; or the table of a comparison that is there."""
+    follow()
+    from distill.sweep import compare, plan
+
+    arguments = list(argv)
+    try:
+        if folder := plan.folder_to_print(arguments):
+            say(compare.printed(folder))
+            return 0
+    except ConfigError as error:
+        say(f"distill: error: {error}", sys.stderr)
+        return 2
+    wanted = plan.command_line(arguments, prog)
+    if alone(wanted.config):
+        return in_processes(wanted.config, ["compare", *argv])
+    return exit_code(lambda stop: compare.compare(wanted, stop))
+
+
 def cache(argv: Sequence[str], prog: str = "distill cache") -> int:
     """A teacher's answers on disk, and nothing else."""
     follow()
@@ -168,6 +187,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "predict": (predict, "segment images and videos with an ONNX file, an SMP folder or a run"),
     "evaluate": (evaluate, "score an ONNX file, an SMP folder or a run on any data set"),
     "sweep": (sweep, "train many students of one teacher and compare them"),
+    "compare": (compare, "say what each of several settings gains over labels alone, and how surely"),
     "benchmark": (benchmark, "measure the losses, the training step and the exported files"),
 }
 

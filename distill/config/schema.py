@@ -25,7 +25,7 @@ class DataConfig(Settings):
     """Images and masks.
 
     Args:
-        format: `synthetic` (drawn scenes, no files), `folders` (any two folders a split, matched by stem, with all below
+        format: `synthetic` (drawn scenes, no files), `folders` (two folders a split, matched by stem, with all below
             them), `csv` (lists of an image and a mask a line), `mmseg` (`img_dir`, `ann_dir`), or a public data set as
             it is unpacked: `camvid`, `voc`, `cityscapes`, `ade20k`, `coco_stuff`; `own` in Python only.
         root: folder of the data set; relative paths below start here.

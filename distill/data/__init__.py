@@ -1,6 +1,6 @@
 """Images and masks: where they come from, how they are augmented, and in which order they come."""
 
-from distill.data.contents import contents
+from distill.data.contents import contents, contents_of
 from distill.data.datasets import Dataset, Splits, open_splits
 from distill.data.loader import train_batches, val_batches
 from distill.data.own import as_dataset, own_splits
@@ -21,6 +21,7 @@ __all__ = [
     "check_once",
     "check_splits",
     "contents",
+    "contents_of",
     "known_by",
     "missing_groups",
     "open_splits",

@@ -24,6 +24,18 @@ def contents(splits: Splits) -> dict[str, str]:
     }
 
 
+def contents_of(dataset: Dataset) -> str:
+    """Fingerprint of a data set: of its files, or of its items' names where it has none.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    if any(dataset.files):
+        return _fingerprint(dataset)
+    names = hashlib.sha256("\n".join(dataset.names).encode(errors="surrogateescape")).hexdigest()[:16]
+    return f"{len(dataset)} items, sha256 {names}"
+
+
 def content_hash(path: Path) -> str:
     """SHA-256 of a file; it is read again only if its size, inode or times have changed.
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from distill.batch import Batch
 from distill.config.schema import Config
-from distill.data import CachedTargets, Splits, build_transform, pixels_of, train_batches
+from distill.data import CachedTargets, Dataset, Splits, build_transform, pixels_of, train_batches
 from distill.data.sampler import StepSampler
 from distill.errors import printable
+from distill.evaluation.per_image import confusion_per_image
 from distill.evaluation.scores import Evaluation, evaluate
 from distill.models.asked import Asked
 from distill.models.foreign import Opened
@@ -34,6 +38,7 @@ class Run:
         own: modules handed over in Python, as `teacher` and `student`.
         foreign: the teacher that the settings name, if it is none of this project's, or of other classes.
         remembered: what the teacher, which does not change, predicts of the validation images, once it was asked.
+        times: folder in which the seconds of each training are kept; None keeps none.
     """
 
     config: Config
@@ -45,6 +50,7 @@ class Run:
     own: Mapping[str, Any] = field(default_factory=dict)
     foreign: Opened | None = None
     remembered: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    times: Path | None = None
 
     @property
     def files(self) -> dict[str, str]:
@@ -116,3 +122,19 @@ class Run:
             lambda items: self.progress(items, desc=desc, leave=False),
             self.remembered,
         )
+
+    def confusion_per_image(self, network: Asked, dataset: Dataset, name: str) -> np.ndarray:
+        """The confusion matrices of single images with all processes: int64 `[K, 3]` of image, cell and pixels."""
+        accelerator = self.accelerator
+        own = confusion_per_image(
+            network,
+            dataset,
+            self.config.per_device_eval_batch_size,
+            accelerator.device,
+            accelerator.process_index,
+            accelerator.num_processes,
+            lambda items: self.progress(items, desc="scoring", leave=False),
+            name,
+        )
+        cells = np.concatenate(gather_object([own]))
+        return cells[np.lexsort((cells[:, 1], cells[:, 0]))]

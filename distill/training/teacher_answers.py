@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,9 +26,12 @@ from distill.training.context import Run
 from distill.training.distributed import from_main, on_all
 from distill.training.objective import Objective
 from distill.training.teacher import Teacher
+from distill.training.times import AskingTimes
 
 CACHE = "teacher_cache"  # in the folder of a run
+ASKING = "asking"  # in the folder of a run's times
 NOTICEABLE = 0.01  # nats of divergence that keeping the teacher's answers may cost without a word
+TIMED = 16  # images that are asked about once more, where nobody knows how long that took
 LOOKED_AT = 16  # items of a data set of somebody's own that are read twice, to see whether it augments
 
 
@@ -124,6 +128,8 @@ def ask(run: Run, network: Asked, part: tuple[int, int] | None = None) -> Cached
             if any(accelerator.gather(torch.tensor([stopped], device=accelerator.device)).tolist()):
                 raise Stopped("stopped while the teacher was asked; rerun the same command to resume")
             on_all(accelerator, partial(cache.open, verify=False))
+    if run.times:
+        on_all(accelerator, partial(time_asking, run, AskingTimes(run.times / ASKING), cache, teacher, dataset))
     size = sum(np.prod(entry.shape) for entry in cache.entries.values()) / 1e6
     run.say(f"teacher  asked once for {len(set(names) & cache.entries.keys())} images: {size:.1f} MB in {folder}")
     return CachedTargets(cache, names)
@@ -168,19 +174,33 @@ def announce(run: Run, cache: TeacherCache, teacher: Teacher, dataset: Dataset, 
     run.say(f"teacher  is asked once for each of {count} images: about {size / 1e6:.1f} MB in {cache.folder}")
 
 
+def time_asking(run: Run, times: AskingTimes, cache: TeacherCache, teacher: Teacher, dataset: Dataset) -> None:
+    """Asks about a few images once more, if all was answered before anybody looked at the clock."""
+    if run.accelerator.is_main_process and times.per_image(cache.folder) is None:
+        encoded(cache, teacher, dataset, 0)  # the first of all takes longer
+        few = np.linspace(0, len(dataset) - 1, min(TIMED, len(dataset))).astype(int).tolist()
+        began = time.perf_counter()
+        for index in few:
+            encoded(cache, teacher, dataset, index)
+        times.add(cache.folder, len(few), time.perf_counter() - began)
+
+
 def fill(
     run: Run, cache: TeacherCache, teacher: Teacher, dataset: Dataset, names: Sequence[str], groups: list[list[int]]
 ) -> bool:
     """Asks for the images of some groups, and writes each group; returns whether it was told to stop before the end."""
     bar = run.progress(total=sum(map(len, groups)), desc="asking the teacher", leave=False)
+    times = AskingTimes(run.times / ASKING) if run.times else None
     for group in groups:
-        maps = {}
+        maps, began = {}, time.perf_counter()
         for index in group:
             if run.stop():
                 return True
             maps[names[index]] = encoded(cache, teacher, dataset, index)[:2]
             bar.update()
         cache.write(maps)
+        if times:
+            times.add(cache.folder, len(maps), time.perf_counter() - began)
     bar.close()
     return False
 

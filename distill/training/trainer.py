@@ -30,6 +30,7 @@ from distill.training.qat import insert_fake_quant, remove_fake_quant
 from distill.training.stage import Stage
 from distill.training.state import TrainState, environment
 from distill.training.teacher import CachedTeacher, Teacher
+from distill.training.times import Stopwatch
 from distill.training.tracking import Clock, Tracker
 
 PRECISE = {"mps": torch.float32}  # devices without float64
@@ -53,6 +54,7 @@ class Trainer:
         step: optimizer steps done.
         best, best_weights: validation mIoU and step of the weights to keep so far, and these.
         clipped, changes: as in `TrainState`.
+        watch: how long its steps take.
 
     Raises:
         ConfigError: the state does not fit, or has no steps left, once settings were allowed to change.
@@ -93,6 +95,7 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, Tensor] = {}
         self.changes: list[dict[str, Any]] = []
+        self.watch = Stopwatch(run.times / f"{stage.name}.json" if run.times else None)
         self.checkpoints = Checkpoints(
             config.folder / "training" / stage.name,
             settings,
@@ -129,6 +132,7 @@ class Trainer:
         clock = Clock(self.step)
 
         for step in range(self.step, self.steps):
+            self.watch.start()
             torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.peak * schedule(step, self.steps, config.optimizer)
@@ -136,6 +140,7 @@ class Trainer:
             micro_batches = [next(batches).to(accelerator.device) for _ in range(config.gradient_accumulation_steps)]
             logs, stop = self.train_step(step, micro_batches)
             self.step = done = step + 1
+            self.watch.stop()
             last = done == self.steps
             bar.update()
 
@@ -255,6 +260,7 @@ class Trainer:
         """Writes the state of now, on the main process."""
         state = self.capture()
         if self.accelerator.is_main_process:
+            self.watch.save(self.step)
             self.checkpoints.save(state)
         self.accelerator.wait_for_everyone()
 
@@ -298,6 +304,7 @@ class Trainer:
             ) from error
         self.step, self.best, self.clipped, self.changes = state.step, state.best, state.clipped, state.changes
         self.best_weights = state.tensors.get("best", {})
+        self.watch.resume(self.step)
         self.checkpoints.note(f"resumes from step {state.step}")
 
     def sync_buffers(self) -> None:

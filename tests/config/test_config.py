@@ -41,7 +41,7 @@ from distill.losses import (
 )
 from distill.losses.sections import TermsConfig
 from distill.pipeline import dry_run
-from distill.sweep import command_line
+from distill.sweep import command_line, plan
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -293,9 +293,13 @@ def built_once(monkeypatch):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
 def test_sweeps_parse_and_build(path, built_once):
     text = path.read_text()
-    assert f"scripts/sweep.py configs/sweeps/{path.name}" in text, "opens with its command"
     base = ["--config", "configs/camvid_cpu.yaml"] if "camvid_cpu" in text else []
-    _, trials, settings = command_line([str(path), *base])
+    if compared := f"scripts/compare.py configs/sweeps/{path.name}" in text:
+        planned = plan.command_line([str(path), *base])
+        trials, settings = planned.trials, planned.configs
+    else:
+        _, trials, settings = command_line([str(path), *base])
+    assert compared or f"scripts/sweep.py configs/sweeps/{path.name}" in text, "opens with its command"
     classes = [str(i) for i in range(11)]
     assert len({trial.key for trial in trials}) == len(trials)
     for trial, config in zip(trials, settings, strict=True):
