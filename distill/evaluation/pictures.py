@@ -54,14 +54,13 @@ class Pictures:
         self.dataset, self.indices, self.classes, self.palette = dataset, list(indices), list(classes), palette
         self.fixed = {index: masks_of(fixed or {}, dataset.read(index)[0]) for index in self.indices}
 
-    def strips(self, networks: Mapping[str, Network] | None = None, widest: int | None = None) -> dict[str, np.ndarray]:
+    def strips(self, networks: Mapping[str, Network] | None = None) -> dict[str, np.ndarray]:
         """By the image's name: all panels in a row, uint8 `[H', W', 3]`, with a legend of the colors in it."""
-        found = {}
-        for name, drawn in self.drawn(networks, widest).items():
-            marks = list(MARKS.items()) if DISAGREEMENT in drawn.panels else []
-            strip = row(list(drawn.panels.values()), list(drawn.panels))
-            found[name] = with_legend(strip, [*drawn.legend, *marks])
-        return found
+        return {name: joined(drawn, len(drawn.panels)) for name, drawn in self.drawn(networks).items()}
+
+    def blocks(self, networks: Mapping[str, Network] | None = None) -> dict[str, np.ndarray]:
+        """The same in rows of three small panels, which TensorBoard's narrow cards show better."""
+        return {name: joined(drawn, 3) for name, drawn in self.drawn(networks, WIDEST_PANEL).items()}
 
     def drawn(self, networks: Mapping[str, Network] | None = None, widest: int | None = None) -> dict[str, Drawn]:
         """By the image's name: its panels, at most so wide if asked for."""
@@ -77,6 +76,19 @@ class Pictures:
             entries = legend([mask, *said.values()], self.classes, self.palette)
             found[self.dataset.names[index]] = Drawn(shown, entries)
         return found
+
+
+def joined(drawn: Drawn, columns: int) -> np.ndarray:
+    """Panels with their titles in rows of so many, and the legend below, as one picture uint8 `[H', W', 3]`."""
+    titles = list(drawn.panels)
+    rows = []
+    for start in range(0, len(titles), columns):
+        part = titles[start : start + columns]
+        rows.append(row([drawn.panels[title] for title in part], part))
+    width = max(one.shape[1] for one in rows)
+    padded = [np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
+    marks = list(MARKS.items()) if DISAGREEMENT in drawn.panels else []
+    return with_legend(np.concatenate(padded), [*drawn.legend, *marks])
 
 
 def panels(

@@ -28,7 +28,7 @@ def write_board(
         run: what the stages share.
         evaluation: of the networks.
         results: of the run.
-        samples: strips uint8 `[H, W, 3]` by the image's name.
+        samples: panels uint8 `[H, W, 3]` by the image's name.
         report: as Markdown.
     """
     config, classes = run.config, run.splits.classes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,12 +36,25 @@ def read_curves(folder: Path) -> Curves:
         if not any((folder / name).glob("events.out.tfevents.*")):
             continue
         events = EventAccumulator(str(folder / name), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
-        events.Reload()
+        with _quiet():
+            events.Reload()
         tags = events.Tags()["scalars"]
         for tag, curves in ((VALIDATION, found.mean_iou), (TRAINING, found.cross_entropy)):
             if tag in tags:
                 curves[name] = thinned([(event.step, event.value) for event in events.Scalars(tag)])
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TensorBoard's word on every training that was resumed."""
+    logger = logging.getLogger("tensorboard")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:

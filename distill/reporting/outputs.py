@@ -36,7 +36,7 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
         command = f'distill.distill(…, output_dir="{folder}") with the same arguments'
     report = write_report(folder, config.name, results, paths, command)
     write_card(student, config, results)
-    write_board(run, evaluation, results, pictures.strips(widest=WIDEST_PANEL), report)
+    write_board(run, evaluation, results, pictures.blocks(), report)
     extremes = [score.index for score in (*results.details.worst, *results.details.best)] if results.details else []
     shown = Pictures(splits.val, extremes, splits.classes, splits.palette, networks).drawn(widest=WIDEST_PANEL)
     write_page(folder, config, results, read_curves(board), command, shown)

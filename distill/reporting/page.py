@@ -33,13 +33,15 @@ th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e5e
 th { font-weight: 600; }
 th:first-child, td:first-child, table.text th, table.text td { text-align: left; }
 table.text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; min-width: 7rem; }
-thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
+thead th { border-bottom: 2px solid #999; vertical-align: bottom; white-space: normal; }
+th:first-child { position: sticky; left: 0; background: #fff; }
 td.best { font-weight: 700; }
 pre { overflow-x: auto; padding: .6rem; background: #f5f5f5; border-radius: 4px; font-size: .85rem; }
 code { font-size: .9em; background: #f5f5f5; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
 figure { margin: 0; min-width: 0; }
 .charts figure { flex: 0 1 29rem; }
+.charts .scroll { margin: 0; max-width: 100%; }
 figcaption { font-size: .875rem; color: #555; }
 .charts svg { display: block; max-width: 100%; height: auto; }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif !important; }
@@ -49,10 +51,15 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans
   font-size: .85rem; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .35em; border: 1px solid #000;
   -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+@media (max-width: 30rem) {
+  body { padding: .6rem; }
+  th, td { padding: .2rem .4rem; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   h2, h3 { break-after: avoid; }
-  figure, .panels, tr { break-inside: avoid; }
+  figure, .panels, .keep, tr { break-inside: avoid; }
+  p, .marks { break-after: avoid; }
   .scroll, pre { overflow: visible; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   th, td { padding: .15rem .4rem; }
@@ -64,8 +71,8 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans
 
 
 def text(value: str) -> str:
-    """A text that stays one: no markup, no control characters."""
-    return html.escape(printable(value))
+    """A text that stays one: no markup, no control characters; a number and its percent sign stay on one line."""
+    return html.escape(printable(value)).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def document(title: str, parts: Iterable[str]) -> str:
@@ -127,18 +134,18 @@ def table(rows: Sequence[Sequence[str]], words: bool = False, best: Iterable[tup
     return f'<div class="scroll"><table class="{kind}">\n{inside}\n</table></div>'
 
 
-def charts(*drawn: tuple[str, str]) -> str:
-    """Charts beside each other: SVG and caption each."""
+def charts(*drawn: tuple[str, str], beside: str = "") -> str:
+    """Charts beside each other, SVG and caption each, and what else is to stand there."""
     figures = [
         f"<figure>{svg}{f'<figcaption>{text(caption)}</figcaption>' if caption else ''}</figure>"
         for svg, caption in drawn
     ]
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return f'<div class="charts">{"".join(figures)}{beside}</div>' if figures else ""
 
 
 def code(words: str) -> str:
     """Words to be typed."""
-    return f"<pre><code>{text(words)}</code></pre>"
+    return f"<pre><code>{html.escape(printable(words))}</code></pre>"
 
 
 def panels(pictures: dict[str, np.ndarray]) -> str:
@@ -152,13 +159,18 @@ def panels(pictures: dict[str, np.ndarray]) -> str:
     return f'<div class="panels">{"".join(figures)}</div>'
 
 
-def legend(entries: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """Names and colors."""
+def keep(*parts: str) -> str:
+    """What is not to be torn apart by the end of a printed page."""
+    return f'<div class="keep">{"".join(parts)}</div>'
+
+
+def legend(entries: Iterable[tuple[str, Sequence[int]]], marks: bool = False) -> str:
+    """Names and colors, of classes or of marks."""
     items = "".join(
         f'<li><i style="background:#{red:02x}{green:02x}{blue:02x}"></i>{text(name)}</li>'
         for name, (red, green, blue) in entries
     )
-    return f'<ul class="legend">{items}</ul>'
+    return f'<ul class="legend{" marks" if marks else ""}">{items}</ul>'
 
 
 def _data_uri(picture: np.ndarray) -> str:

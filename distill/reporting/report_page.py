@@ -76,8 +76,8 @@ def _headline(results: Results) -> str:
     if details := results.details:
         notes += [f"Boundary IoU and calibration error on {details.images} of the images, evenly spread."]
     if latency := results.files.latency:
-        height, width = latency.size
-        notes += [f"Times: onnxruntime, an image of {height}×{width}, {_threads(results)} thread(s), {latency.cpu}."]
+        size, threads = "×".join(map(str, latency.size)), _threads(results)
+        notes += [f"Times: onnxruntime, an image of {size}, {threads} thread{'s' * (threads > 1)}, {latency.cpu}."]
     table = page.table([[row[i] for i in kept] for row in (head, *body)])
     return page.section("Results", *told, table, page.paragraph(" ".join(notes), note=True))
 
@@ -193,8 +193,8 @@ def _classes(results: Results) -> str:
         rows.append([name, *map(percent, values)])
         known = [value for value in values if value is not None]
         best += [(i, j) for j, value in enumerate(values, 1) if value is not None and value == max(known)]
-    drawn = page.charts((charts.class_dots(iou, shown), caption))
-    return page.section("Classes", drawn, page.table(rows, best=best))
+    drawn = page.charts((charts.class_dots(iou, shown), caption), beside=page.table(rows, best=best))
+    return page.section("Classes", drawn)
 
 
 def _curves(curves: Curves) -> str:
@@ -259,10 +259,11 @@ def _images(results: Results, pictures: Mapping[str, Drawn]) -> str:
     def shown(score: ImageScore) -> str:
         drawn = pictures[score.name]
         said = ", ".join(f"{name} {percent(value)}" for name, value in score.mean_iou.items())
-        return page.heading(f"{score.name}: mIoU {said}") + page.panels(drawn.panels) + page.legend(drawn.legend)
+        title = page.heading(f"{score.name}: mIoU {said}")
+        return page.keep(title, page.panels(drawn.panels), page.legend(drawn.legend))
 
     text = f"Of all {results.val_images}, by the student's mIoU on each alone."
-    marks = page.paragraph("Disagreement of teacher and student:", note=True) + page.legend(MARKS.items())
+    marks = page.paragraph("Disagreement of teacher and student:", note=True) + page.legend(MARKS.items(), marks=True)
     parts = {
         "Worst images": [shown(score) for score in details.worst if score.name in pictures],
         "Best images": [shown(score) for score in details.best if score.name in pictures],

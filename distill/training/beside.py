@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from distill.evaluation.pictures import WIDEST_PANEL, Pictures
+from distill.evaluation.pictures import Pictures
 from distill.evaluation.scores import Evaluation
 from distill.models.network import Network
 from distill.training.context import Run
@@ -62,5 +62,5 @@ class Beside:
         if self.pictures is None:
             shown = self.run.shown
             self.pictures = Pictures(splits.val, shown, splits.classes, splits.palette, self.networks)
-        for image, picture in self.pictures.strips({name: network}, WIDEST_PANEL).items():
+        for image, picture in self.pictures.blocks({name: network}).items():
             tracker.image(f"samples/{image}", picture, step)
