@@ -211,7 +211,8 @@ def _curves(curves: Curves) -> str:
 def _calibration(results: Results) -> str:
     if not results.details:
         return ""
-    bins = {name: points for name, found in results.details.networks.items() if (points := _reliability(found))}
+    known = {name: found for name, found in results.details.networks.items() if name in results.networks}
+    bins = {name: points for name, found in known.items() if (points := _reliability(found))}
     if not bins:
         return ""
     text = (
