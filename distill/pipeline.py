@@ -86,10 +86,11 @@ def distil(
         networks = {"teacher": load_teacher(run)}
         if config.baseline.enabled:
             networks["baseline"] = run_stage(run, BASELINE)
+            run.remembered["baseline"] = {}
         networks["student"] = run_stage(run, STUDENT, networks)
         if run.stop():
             raise Stopped("stopped before the report; rerun the same command to resume")
-        evaluation = run.evaluate(networks, "final scores")
+        evaluation = run.evaluate(networks, "final scores", each_image=True)
         results = from_main(accelerator, lambda: collect(run, networks, evaluation))
         on_main(accelerator, lambda: write_json(config.folder / "results.json", results.to_json()))
         if config.export.enabled:
@@ -407,7 +408,8 @@ def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = N
 
     if not from_main(run.accelerator, is_there):
         teacher = answering(run, networks[stage.teacher]) if stage.teacher else None
-        trainer = Trainer(run, stage, settings, teacher, networks[stage.init] if stage.init else None)
+        init = networks[stage.init] if stage.init else None
+        trainer = Trainer(run, stage, settings, teacher, init, networks.get("baseline"))
         network = trainer.train()
         facts = {"steps": trainer.step, "clipped": trainer.clipped, "kept": trainer.best, "changes": trainer.changes}
         on_main(run.accelerator, lambda: publish_stage(run, stage, network, settings, facts))

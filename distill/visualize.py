@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 VOID_COLOR = (96, 96, 96)
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
 GAP, TITLE = 4, 18  # pixels between panels and above them
+SWATCH = 11  # pixels a side, of a legend's colors
 
 Palette = Sequence[Sequence[int]]
 _opening = Lock()
@@ -114,4 +115,26 @@ def row(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
         left = i * (width + GAP)
         canvas.paste(Image.fromarray(panel), (left, TITLE))
         draw.text((left + 2, 1), title, fill="black", font=font)
+    return np.asarray(canvas)
+
+
+def with_legend(picture: np.ndarray, entries: Sequence[tuple[str, Sequence[int]]]) -> np.ndarray:
+    """A picture uint8 `[H, W, 3]` with names and their colors below it, in as many lines as it takes."""
+    if not entries:
+        return picture
+    height, width = picture.shape[:2]
+    font = ImageFont.load_default(12)
+    places, left, line = [], 2, 0
+    for name, _ in entries:
+        wide = SWATCH + 4 + int(font.getlength(name)) + 12
+        if left > 2 and left + wide > width:
+            left, line = 2, line + 1
+        places.append((left, height + GAP + line * TITLE))
+        left += wide
+    canvas = Image.new("RGB", (width, height + GAP + (line + 1) * TITLE), "white")
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for (name, color), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y + 2, x + SWATCH, y + 2 + SWATCH), fill=tuple(color), outline="black")
+        draw.text((x + SWATCH + 4, y), name, fill="black", font=font)
     return np.asarray(canvas)

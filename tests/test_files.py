@@ -65,7 +65,7 @@ PROOF = {"mean_iou", "float_mean_iou", "mean_iou_lost", "argmax_agreement", "pix
 SIZES = {"params", "flops"}
 SCORES = {"mean_iou", "iou", "pixel_accuracy", "classes_present"} | SIZES
 KEYS = {
-    "": {"classes", "val_images", "image_size", "teacher", "student", "onnx", "int8", "fp16", "latency"},
+    "": {"classes", "val_images", "image_size", "teacher", "student", "details", "onnx", "int8", "fp16", "latency"},
     "teacher": SCORES | {"clipped_share"},
     "student": SCORES | {"clipped_share", "agreement", "gap_closed"},
     "onnx": {"max_logit", "max_abs_diff", "max_confidence_diff", "argmax_agreement", "max_margin", "mean_iou"}

@@ -10,12 +10,12 @@ import torch
 from distill.data import Dataset, val_batches
 from distill.evaluation.scores import predict
 from distill.metrics import confusion_matrix
-from distill.models.network import Network
+from distill.models.asked import Asked
 
 
 @torch.no_grad()
 def confusion_per_image(
-    network: Network,
+    network: Asked,
     dataset: Dataset,
     batch_size: int,
     device: torch.device | str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,10 +17,17 @@ from distill.models.asked import Asked
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by network name, and the share of pixels in which each agrees with the network called `teacher`."""
+    """Scores by network name, and the share of pixels in which each agrees with the network called `teacher`.
+
+    Attributes:
+        scores: over the whole set.
+        agreement: 0 to 1, over labeled pixels.
+        image_iou: mIoU of each image by itself, where that was asked for; None for one without labels.
+    """
 
     scores: dict[str, Scores]
     agreement: dict[str, float]
+    image_iou: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 def predict(network: Asked, batch: Batch, name: str) -> Tensor:
@@ -42,6 +49,7 @@ def evaluate(
     reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
     progress: Callable = lambda items, **_: items,
     remembered: dict[str, dict[int, bytes]] | None = None,
+    each_image: bool = False,
 ) -> Evaluation:
     """Scores networks on every image of a data set, in float32, the arithmetic of the exported file.
 
@@ -56,6 +64,7 @@ def evaluate(
         progress: wraps the loop over images, such as tqdm.
         remembered: predictions of networks that do not change, by name and image, compressed: read where they are
             there, and added where not.
+        each_image: score each image by itself, too.
 
     Raises:
         FloatingPointError: a network gave a value that is not finite; names network and images.
@@ -65,6 +74,7 @@ def evaluate(
     matrices = {name: torch.zeros(classes, classes, dtype=torch.int64, device=device) for name in networks}
     agreeing = dict.fromkeys(networks, torch.zeros((), dtype=torch.int64, device=device))
     compared = torch.zeros((), dtype=torch.int64, device=device)
+    billionths = torch.zeros(len(networks), len(dataset) if each_image else 0, dtype=torch.int64)
     for network in networks.values():
         network.eval()
     for indices, batch in val_batches(dataset, batch_size, rank, world, progress):
@@ -82,6 +92,9 @@ def evaluate(
                     ids = predictions[name].byte().cpu()
                     memory |= {i: zlib.compress(one.numpy().tobytes(), 1) for i, one in zip(indices, ids, strict=True)}
             matrices[name] += confusion_matrix(predictions[name], batch.mask, classes)
+        if each_image:
+            for place, ids in enumerate(predictions.values()):
+                billionths[place, indices] = _each(ids, batch.mask, classes)
         if "teacher" in predictions:
             valid = batch.mask != VOID
             compared = compared + valid.sum()
@@ -90,9 +103,20 @@ def evaluate(
     for name, network in networks.items():
         network.train(training[name])
     counts = [matrices[n].flatten() for n in networks] + [torch.stack([compared, *agreeing.values()])]
-    total = reduce(torch.cat(counts)).cpu()
+    total = reduce(torch.cat([*counts, billionths.flatten().to(device)])).cpu()
     size = classes * classes
     scores = {name: Scores(total[i * size : (i + 1) * size].view(classes, classes)) for i, name in enumerate(networks)}
-    pixels, *equal = total[len(networks) * size :].tolist()
+    pixels, *equal = total[len(networks) * size :][: len(networks) + 1].tolist()
+    each = total[len(networks) * (size + 1) + 1 :].view(len(networks), -1).tolist() if each_image else []
+    image_iou = {n: [None if v < 0 else v / 1e9 for v in values] for n, values in zip(networks, each, strict=False)}
     agreement = {name: n / max(1, pixels) for name, n in zip(networks, equal, strict=True)} if pixels else {}
-    return Evaluation(scores, agreement)
+    return Evaluation(scores, agreement, image_iou)
+
+
+def _each(ids: Tensor, masks: Tensor, classes: int) -> Tensor:
+    """Billionths of mIoU of each image by itself, int64 `[N]`, since sums over processes are of whole numbers.
+
+    -1 for an image without labels.
+    """
+    found = [Scores(confusion_matrix(one[None], mask[None], classes)) for one, mask in zip(ids, masks, strict=True)]
+    return torch.tensor([round(1e9 * scores.mean_iou) if scores.present else -1 for scores in found])

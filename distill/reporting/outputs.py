@@ -1,34 +1,34 @@
-"""What a finished run leaves behind: numbers, pictures, the files with their proofs, the report, the model card."""
+"""What a finished run leaves behind: numbers, pictures, the files with their proofs, the reports, the model card."""
 
 from __future__ import annotations
 
-import numpy as np
 from PIL import Image
 
 from distill.config.schema import OWN
 from distill.deployment.onnx_export import OnnxFile
+from distill.evaluation.pictures import WIDEST_PANEL, Pictures
 from distill.evaluation.scores import Evaluation
 from distill.models.network import Network
+from distill.reporting.board import write_board
+from distill.reporting.curves import read_curves
 from distill.reporting.model_card import push, write_card
-from distill.reporting.report import strip, summary, write_report
+from distill.reporting.report import summary, write_report
+from distill.reporting.report_page import write_page
 from distill.reporting.results import Results
 from distill.storage import write_json
 from distill.training.context import Run
-from distill.training.tracking import Tracker
 
 
 def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, results: Results) -> None:
-    """Pictures, numbers, the report and TensorBoard."""
+    """Pictures, numbers, the reports and TensorBoard."""
     config, splits, folder = run.config, run.splits, run.config.folder
-    student = folder / "student"
-    samples: dict[str, np.ndarray] = {}
-    count = min(config.num_sample_images, len(splits.val))
-    for index in range(0, len(splits.val), max(1, len(splits.val) // max(1, count)))[:count]:
-        samples[splits.val.names[index]] = strip(*splits.val.read(index), networks, splits.palette)
+    student, board = folder / "student", folder / "tensorboard"
+    pictures = Pictures(splits.val, run.shown, splits.classes, splits.palette, networks)
     (folder / "samples").mkdir(exist_ok=True)
-    paths = [f"samples/{name}.png" for name in samples]
-    for path, picture in zip(paths, samples.values(), strict=True):
-        Image.fromarray(picture).save(folder / path)
+    paths = []
+    for name, picture in pictures.strips().items():
+        paths.append(f"samples/{name}.png")
+        Image.fromarray(picture).save(folder / paths[-1])
 
     write_json(folder / "results.json", results.to_json())
     command = f"accelerate launch scripts/distill.py --config {folder}/config.yaml"
@@ -36,21 +36,13 @@ def finish(run: Run, networks: dict[str, Network], evaluation: Evaluation, resul
         command = f'distill.distill(…, output_dir="{folder}") with the same arguments'
     report = write_report(folder, config.name, results, paths, command)
     write_card(student, config, results)
+    write_board(run, evaluation, results, pictures.blocks(), report)
+    extremes = [score.index for score in (*results.details.worst, *results.details.best)] if results.details else []
+    shown = Pictures(splits.val, extremes, splits.classes, splits.palette, networks).drawn(widest=WIDEST_PANEL)
+    write_page(folder, config, results, read_curves(board), command, shown)
 
-    if config.teacher.source or config.teacher.arch == OWN:  # it was not trained here: a level line to compare with
-        line = Tracker(run.accelerator, "teacher")
-        for step in (0, *range(config.eval_steps, config.student.max_train_steps + 1, config.eval_steps)):
-            line.scores(evaluation.scores["teacher"], splits.classes, step)
-        line.close()
-    last = config.student.max_train_steps + 1  # a step of its own, so that writing it again replaces it
-    tracker = Tracker(run.accelerator, "student", first_step=last)
-    tracker.layout(splits.classes)
-    for name, picture in samples.items():
-        tracker.image(f"samples/{name}", picture, last)
-    tracker.text("report", report, last)
-    tracker.close()
     made = student / ("model.onnx" if isinstance(results.files.onnx, OnnxFile) else "model.safetensors")
-    run.say(f"\n{summary(results)}\n\n{folder}/report.md, {made}, tensorboard --logdir {folder}/tensorboard")
+    run.say(f"\n{summary(results)}\n\n{folder}/report.html, {made}, tensorboard --logdir {board}")
     for reason in results.files.errors:
         run.say(f"distill: warning: {reason}; all else is done")
     if config.push_to_hub and config.hub_model_id:

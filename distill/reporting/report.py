@@ -1,60 +1,15 @@
-"""The comparison that a person reads: strips of images, a table, `report.md`, and the card in the student's folder."""
+"""The comparison that a person reads: `report.md`, and the tables and paragraphs that other reports share with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-import torch
-
-from distill.batch import UNLABELED
 from distill.deployment.latency import Benchmark
 from distill.errors import cell, printable
-from distill.models.network import Network
+from distill.evaluation.pictures import LEGEND
 from distill.reporting.results import ExportResults, Refused, Results, StudentResults
-from distill.visualize import colorize, row, viewable
-
-STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG = (230, 60, 50), (60, 130, 240), (245, 190, 40)
-TITLES = ("input", "ground truth", "teacher", "student", "disagreement")
-LEGEND = "Disagreement: red, only the student is wrong; blue, only the teacher; yellow, both, in different ways."
-
-
-def strip(
-    image: np.ndarray, mask: np.ndarray, networks: Mapping[str, Network], palette: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Input | ground truth | teacher | student | disagreement as one picture.
-
-    Args:
-        image: `[H, W, C]`, of any kind.
-        mask: uint8 `[H, W]`.
-        networks: `teacher` and `student`, on the CPU or elsewhere.
-        palette: a color a class.
-
-    Returns:
-        uint8 `[H', W', 3]`.
-    """
-    teacher, student = (predict(networks[name], image) for name in ("teacher", "student"))
-    image = viewable(image)
-    known, differ = mask < UNLABELED, teacher != student
-    marks = {
-        STUDENT_WRONG: teacher == mask,
-        TEACHER_WRONG: student == mask,
-        BOTH_WRONG: (teacher != mask) & (student != mask),
-    }
-    disagreement = (np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 60).astype(np.uint8)
-    for color, where in marks.items():
-        disagreement[known & differ & where] = color
-    panels = [image, *(colorize(labels, palette) for labels in (mask, teacher, student)), disagreement]
-    return row(panels, TITLES)
-
-
-@torch.no_grad()
-def predict(network: Network, image: np.ndarray) -> np.ndarray:
-    """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
-    batch = torch.from_numpy(np.ascontiguousarray(image[None]).copy()).permute(0, 3, 1, 2).to(network.mean.device)
-    return network(batch).upsampled().max(1).indices[0].byte().cpu().numpy()
 
 
 def summary(results: Results) -> str:
@@ -85,7 +40,7 @@ def write_report(folder: Path, name: str, results: Results, samples: Sequence[st
     """Writes `report.md` and returns it."""
     student, classes, networks = results.student, list(results.student.iou), results.networks
     per_class = [("IoU", *networks), *((c, *(percent(n.iou[c]) for n in networks.values())) for c in classes)]
-    lines = [f"# {name}", "", summary(results), "", *(_sentences(results)), ""]
+    lines = [f"# {name}", "", summary(results), "", *(sentences(results)), ""]
     lines += [f"mIoU is the mean over the {student.classes_present} of {len(classes)} classes that the validation"]
     lines += [f"images ({results.val_images}) have; FLOPs are for one of them, 2 a multiply-add.", ""]
     lines += ["## Classes", "", table(per_class), ""]
@@ -102,7 +57,8 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _sentences(results: Results) -> list[str]:
+def sentences(results: Results) -> list[str]:
+    """What the numbers say, in words; empty lines between paragraphs."""
     student, teacher, baseline = results.student, results.teacher, results.baseline
     sizes = (
         (teacher.params, student.params, "smaller"),

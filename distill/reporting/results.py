@@ -13,6 +13,7 @@ from distill.deployment.fp16 import Fp16File
 from distill.deployment.int8 import Int8File
 from distill.deployment.latency import Benchmark
 from distill.deployment.onnx_export import OnnxFile
+from distill.evaluation.details import Details, look_closely
 from distill.evaluation.scores import Evaluation
 from distill.models.network import Network
 from distill.storage import INTERNAL, OPTIONAL, Record
@@ -108,6 +109,7 @@ class Results(Record):
         teacher: what the student learned from.
         baseline: the same student on labels alone, if it was trained.
         student: the student.
+        details: boundaries, calibration, disagreement, worst and best images; None if no image has labels.
         files: its files; in JSON, they stand beside the networks.
     """
 
@@ -117,6 +119,7 @@ class Results(Record):
     teacher: NetworkResults
     baseline: NetworkResults | None = field(default=None, metadata=OPTIONAL)
     student: StudentResults
+    details: Details | None = field(default=None, metadata=OPTIONAL)
     files: ExportResults = field(default_factory=ExportResults)
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +141,8 @@ class Results(Record):
             for name, kind in kinds.items()
             if name in values
         }
-        return super().from_json({**values, **networks, "files": ExportResults.from_json(values)})
+        details = {"details": Details.from_json(values["details"])} if "details" in values else {}
+        return super().from_json({**values, **networks, **details, "files": ExportResults.from_json(values)})
 
     @property
     def networks(self) -> dict[str, NetworkResults]:
@@ -171,6 +175,7 @@ def collect(run: Run, networks: Mapping[str, Network], evaluation: Evaluation) -
     baseline = NetworkResults(**numbers("baseline")) if "baseline" in networks else None
     gap = teacher.mean_iou - baseline.mean_iou if baseline else 0.0
     lost = teacher.mean_iou - evaluation.scores["student"].mean_iou
+    labeled = evaluation.scores["student"].present > 0
     return Results(
         classes=classes,
         val_images=len(run.splits.val),
@@ -182,6 +187,7 @@ def collect(run: Run, networks: Mapping[str, Network], evaluation: Evaluation) -
             agreement=evaluation.agreement["student"],
             gap_closed=1 - lost / gap if gap > 0 else None,
         ),
+        details=look_closely(networks, run.splits.val, classes, evaluation) if labeled else None,
     )
 
 

@@ -33,11 +33,12 @@ class Run:
         accelerator: devices and processes.
         splits: the data.
         stop: whether the run was asked to stop (a signal).
-        compare: score the teacher beside its student at every validation.
+        compare: score the teacher, and the baseline, beside their student at every validation.
         checked: what was found out about the files of the data, to be remembered.
         own: modules handed over in Python, as `teacher` and `student`.
         foreign: the teacher that the settings name, if it is none of this project's, or of other classes.
-        remembered: what the teacher, which does not change, predicts of the validation images, once it was asked.
+        remembered: what teacher and baseline, which do not change, predict of the validation images, once they were
+            asked.
         times: folder in which the seconds of each training are kept; None keeps none.
     """
 
@@ -108,8 +109,15 @@ class Run:
             targets=targets,
         )
 
-    def evaluate(self, networks: Mapping[str, Asked], desc: str = "scoring") -> Evaluation:
-        """Scores networks on the validation images with all processes."""
+    @property
+    def shown(self) -> list[int]:
+        """The validation images that are shown as strips, evenly spread."""
+        total = len(self.splits.val)
+        count = min(self.config.num_sample_images, total)
+        return list(range(0, total, max(1, total // max(1, count))))[:count]
+
+    def evaluate(self, networks: Mapping[str, Asked], desc: str = "scoring", each_image: bool = False) -> Evaluation:
+        """Scores networks on the validation images with all processes, if asked for each image by itself, too."""
         accelerator = self.accelerator
         return evaluate(
             networks,
@@ -121,6 +129,7 @@ class Run:
             lambda counts: accelerator.reduce(counts, "sum"),
             lambda items: self.progress(items, desc=desc, leave=False),
             self.remembered,
+            each_image,
         )
 
     def confusion_per_image(self, network: Asked, dataset: Dataset, name: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch import Tensor
 from distill.batch import Batch, Target, count_pixels
 from distill.errors import ConfigError, Stopped
 from distill.models import Network, build, freeze_unused
+from distill.training.beside import Beside
 from distill.training.checkpoint import Checkpoints
 from distill.training.context import Run
 from distill.training.distributed import from_main
@@ -45,6 +46,7 @@ class Trainer:
         settings: the settings that alter the result, to refuse a state made with others.
         teacher: what the student learns from; None trains on labels alone.
         init: the network whose weights are learned on; None starts from new weights.
+        baseline: the same network on labels alone, to be compared with.
 
     Attributes:
         student: the network; the objective's terms look at its outputs.
@@ -69,11 +71,14 @@ class Trainer:
         settings: Mapping[str, Any],
         teacher: Teacher | CachedTeacher | None = None,
         init: Network | None = None,
+        baseline: Network | None = None,
     ):
         self.run, self.stage, self.teacher = run, stage, teacher
         self.config, self.accelerator = config, accelerator = run.config, run.accelerator
         network = stage.network(config)
         self.steps, self.peak = network.max_train_steps, network.learning_rate
+        beside = {"teacher": teacher.network if teacher else None, "baseline": baseline}
+        self.beside = Beside(run, {n: found for n, found in beside.items() if teacher and found}, self.steps)
 
         torch.manual_seed(config.seed)
         self.student = build(network, run.splits.classes, run.own.get(stage.section), run.splits.image)
@@ -128,6 +133,8 @@ class Trainer:
         targets = self.teacher.targets if self.teacher else None
         batches = run.train_batches(self.step, unlabeled=self.teacher is not None, targets=targets)
         self.tracker = Tracker(accelerator, name, first_step=self.step + 1)
+        if self.teacher:
+            self.tracker.layout(run.splits.classes)
         bar = run.progress(total=self.steps, initial=self.step, desc=name, dynamic_ncols=True)
         clock = Clock(self.step)
 
@@ -242,17 +249,13 @@ class Trainer:
         """Scores the network, beside its teacher if it has one, and keeps its weights if they are the best so far."""
         run, name = self.run, self.stage.name
         self.sync_buffers()
-        compared = {"teacher": self.teacher.network} if self.teacher and run.compare else {}
-        evaluation = run.evaluate({name: self.scored} | compared)
+        evaluation = run.evaluate({name: self.scored} | self.beside.networks)
         scores = evaluation.scores[name]
         if self.config.keep == "last" or scores.mean_iou > self.best.get("mean_iou", -1):
             self.best = {"mean_iou": scores.mean_iou, "step": self.step}
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.scored.state_dict().items()}
         self.tracker.scores(scores, run.splits.classes, self.step)
-        if compared:
-            gap = evaluation.scores["teacher"].mean_iou - scores.mean_iou
-            agreement = evaluation.agreement[name]
-            self.tracker.scalars({"compare/gap_mIoU": gap, "compare/agreement": agreement}, self.step)
+        self.beside.write(self.tracker, name, self.scored, evaluation, self.step)
         best = f"(best {100 * self.best['mean_iou']:.2f} at {self.best['step']})"
         run.say(f"{name:8} step {self.step:5}  mIoU {100 * scores.mean_iou:5.2f} {best}")
 

@@ -13,7 +13,7 @@ from distill import models
 from distill.config.schema import Config
 from distill.errors import ConfigError, Stopped
 from distill.pipeline import run_stage, settings_of_stage
-from distill.reporting.report import _sentences
+from distill.reporting.report import sentences
 from distill.training.distributed import start
 from distill.training.optim import schedule
 from distill.training.stage import BASELINE, STUDENT, TEACHER
@@ -132,8 +132,8 @@ def test_steps_whose_gradients_were_clipped_are_counted_and_told(tmp_path, monke
     same = {"params": 1, "flops": 1, "mean_iou": 0.5, "gap_closed": None, "module": None}
     shares = {"teacher": 0.25, "baseline": 0.02, "student": 0.2}
     networks = {name: SimpleNamespace(**same, clipped_share=share) for name, share in shares.items()}
-    sentences = _sentences(SimpleNamespace(**networks, networks=networks))
-    assert sentences[-1].endswith("teacher 25.0 %, baseline 2.0 %, student 20.0 %.")
+    told = sentences(SimpleNamespace(**networks, networks=networks))
+    assert told[-1].endswith("teacher 25.0 %, baseline 2.0 %, student 20.0 %.")
 
 
 def test_another_seed_gives_other_weights(tmp_path):
