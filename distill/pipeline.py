@@ -16,16 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 
 from distill import models
-from distill.config.schema import IMAGENET_MEAN, IMAGENET_STD, OWN, Config, NetworkConfig, dump
-from distill.data import Splits, channel_statistics, check_once, open_splits, save_preprocessing
-from distill.data.class_weights import class_weights
+from distill.config.schema import OWN, Config, NetworkConfig, dump
+from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.errors import ConfigError, Stopped
 from distill.models.foreign import weights_of
-from distill.models.network import Network, check_bands
+from distill.models.network import Network
 from distill.models.smp_files import FILES
 from distill.reporting.artifacts import exported, refuse_several_sizes
 from distill.reporting.outputs import finish
@@ -37,6 +35,7 @@ from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
 from distill.training.ensemble import Ensemble
 from distill.training.foreign_teacher import open_foreign
+from distill.training.from_data import settled
 from distill.training.objective import Objective, build_objective
 from distill.training.provenance import (
     RECORD,
@@ -159,7 +158,9 @@ def opened(
         if data:
             sizes = {"train": len(data.train), "val": len(data.val)}
             run.checked = {"contents": {f"data.{name}_files": f"{size} items" for name, size in sizes.items()}}
-        run.config = with_class_weights(with_normalization(config, splits), splits)
+        run.config = on_all(accelerator, lambda: settled(config, splits))
+        if not splits.val.labeled:
+            run.say("no validation image has labels: agreement with the teacher is measured, not mIoU")
         if config.teacher.source:
             run.foreign = on_all(accelerator, lambda: open_foreign(run.config.teacher, splits))
             for line in run.foreign.told if run.foreign else ():
@@ -177,60 +178,6 @@ def opened(
         if online:
             run.say(f"the teacher is asked at every step: {online}")
         yield run
-
-
-def with_class_weights(config: Config, splits: Splits) -> Config:
-    """The settings with class weights as numbers where they are to be taken from the training masks.
-
-    Raises:
-        ConfigError: not one weight a class.
-    """
-    counts = None
-    sections = {}
-    for name in ("cross_entropy", "focal"):
-        section = getattr(config, name)
-        if isinstance(section.class_weights, list) and len(section.class_weights) != len(splits.classes):
-            count = len(section.class_weights)
-            raise ConfigError(
-                f"{name}.class_weights: {count} numbers for {len(splits.classes)} classes; give one a class"
-            )
-        if section.weight and isinstance(section.class_weights, str):
-            if counts is None:
-                counts = count_classes(splits)
-            pixels, around = counts
-            weights = class_weights(pixels, around, section.class_weights)
-            sections[name] = replace(section, class_weights=[round(w, 4) for w in weights.tolist()])
-    return replace(config, **sections)
-
-
-def with_normalization(config: Config, splits: Splits) -> Config:
-    """The settings with the training images' own mean and std where a network takes other channels than R, G and B."""
-    sections: dict[str, Any] = {}
-    found = None
-    for name in ("teacher", "student"):
-        section: NetworkConfig = getattr(config, name)
-        usual = (section.mean, section.std) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
-        if usual and (splits.image != models.RGB or section.channels is not None):
-            check_bands(section.channels, splits.image)
-            found = found or channel_statistics(splits)
-            bands, white = section.channels or range(splits.image.channels), splits.image.white
-            mean, std = ([round_to(values[b] / white) for b in bands] for values in (found.mean, found.std))
-            sections[name] = replace(section, mean=mean, std=std)
-    return replace(config, **sections)
-
-
-def round_to(value: float, digits: int = 5) -> float:
-    """A number with so many digits that count, as settings show it."""
-    return float(f"{value:.{digits}g}")
-
-
-def count_classes(splits: Splits) -> torch.Tensor:
-    """Labeled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`."""
-    counts = torch.zeros(2, len(splits.classes), dtype=torch.int64)
-    for i in range(len(splits.train)):
-        pixels = torch.from_numpy(np.bincount(splits.train.read(i)[1].ravel(), minlength=256))[: len(splits.classes)]
-        counts += torch.stack([pixels, (pixels > 0) * pixels.sum()])
-    return counts
 
 
 def dry_run(
@@ -314,7 +261,7 @@ def load_teacher(run: Run) -> Network:
         on_main(run.accelerator, lambda: keep_teacher(run, network))
     run.remembered["teacher"] = {}
     scores = run.evaluate({"teacher": network}, "teacher").scores["teacher"]
-    run.say(f"teacher  {source}: mIoU {100 * scores.mean_iou:.2f}")
+    run.say(f"teacher  {source}" + (f": mIoU {100 * scores.mean_iou:.2f}" if scores.present else ""))
     images = run.global_batch_size * wanted.max_train_steps
     trial = wanted.source is None and not own and images < len(run.splits.train)
     foreign = bool(wanted.source or own) and scores.present > 1 and run.splits.image == models.RGB

@@ -18,6 +18,8 @@ def summary(results: Results) -> str:
     for name, r in results.networks.items():
         agreement = f"{100 * r.agreement:.2f}" if isinstance(r, StudentResults) else ""
         iou, accuracy = f"{100 * r.mean_iou:.2f}", f"{100 * r.pixel_accuracy:.2f}"
+        if not r.classes_present:  # no labels to score with
+            iou = accuracy = "–"
         params = f"{r.params / 1e6:.2f} M" if r.params else "–"  # a function's are not known
         flops = f"{r.flops / 1e9:.2f}" if r.flops else "–"
         rows.append((name, iou, accuracy, params, flops, agreement))

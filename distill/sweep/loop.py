@@ -24,6 +24,7 @@ from distill.sweep.trials import Trial
 from distill.training.checkpoint import Checkpoints
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_main
+from distill.training.from_data import settled
 from distill.training.provenance import RECORD, refuse_other_settings, settings_of_stage
 from distill.training.stage import STUDENT, Stage
 from distill.training.teacher_answers import ASKING, CACHE, decide, learned_from
@@ -68,7 +69,7 @@ class Loop:
             check_splits(splits, config.data, run.progress)
             self.refuse_other_images(trial, splits)
         try:
-            config = pipeline.with_class_weights(pipeline.with_normalization(config, splits), splits)
+            config = settled(config, splits)
             teacher = run.foreign.network if run.foreign else None
             objective = pipeline.dry_run(config, run.splits.classes, None, teacher, splits.image)
             images = replace(run, config=config).global_batch_size * config.student.max_train_steps

@@ -257,7 +257,8 @@ class Trainer:
         self.tracker.scores(scores, run.splits.classes, self.step)
         self.beside.write(self.tracker, name, self.scored, evaluation, self.step)
         best = f"(best {100 * self.best['mean_iou']:.2f} at {self.best['step']})"
-        run.say(f"{name:8} step {self.step:5}  mIoU {100 * scores.mean_iou:5.2f} {best}")
+        score = f"mIoU {100 * scores.mean_iou:5.2f} {best}" if scores.present else "done"
+        run.say(f"{name:8} step {self.step:5}  {score}")
 
     def save(self) -> None:
         """Writes the state of now, on the main process."""

@@ -10,7 +10,7 @@ from distill.batch import VOID, Outputs, Target
 from distill.data import Dataset, Splits, open_splits
 from distill.errors import ConfigError
 from distill.losses.sections import Schedule
-from distill.pipeline import with_class_weights
+from distill.training.from_data import with_class_weights
 from distill.training.objective import Distiller, build_objective
 
 

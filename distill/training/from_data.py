@@ -1,0 +1,104 @@
+"""What a run's settings leave to the data: class weights, the images' mean and std, and what is done without labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, NetworkConfig
+from distill.data import Splits, channel_statistics
+from distill.data.class_weights import class_weights
+from distill.errors import ConfigError
+from distill.losses import TERMS
+from distill.models import RGB
+from distill.models.network import check_bands
+
+
+def settled(config: Config, splits: Splits) -> Config:
+    """The settings with everything that the data decides.
+
+    Raises:
+        ConfigError: settings that this data does not allow.
+    """
+    return with_class_weights(with_normalization(without_labels(config, splits), splits), splits)
+
+
+def without_labels(config: Config, splits: Splits) -> Config:
+    """The settings as they are for images without labels: the student learns from the teacher alone.
+
+    Raises:
+        ConfigError: settings that need labels.
+    """
+    if not splits.val.labeled:
+        if config.export.int8:
+            raise ConfigError("export.int8: INT8 files are admitted by their mIoU, and no validation image has labels")
+        config = replace(config, keep="last")  # none of its scores is better than another
+    if splits.labeled:
+        return config
+    if config.teacher.source is None and config.teacher.arch != "own":
+        raise ConfigError("teacher.checkpoint: images without labels train no teacher; name one that there is")
+    silent: dict[str, Any] = {}
+    for name, term in TERMS.items():
+        section = getattr(config, name)
+        if not term.needs_teacher:
+            silent[name] = replace(section, weight=0.0)
+        elif section.weight and term.needs_labels:
+            raise ConfigError(f"{name}.weight: this loss needs labels, and no training image has any; set 0")
+    return replace(config, baseline=replace(config.baseline, enabled=False), **silent)
+
+
+def with_class_weights(config: Config, splits: Splits) -> Config:
+    """The settings with class weights as numbers where they are to be taken from the training masks.
+
+    Raises:
+        ConfigError: not one weight a class.
+    """
+    counts = None
+    sections = {}
+    for name in ("cross_entropy", "focal"):
+        section = getattr(config, name)
+        if isinstance(section.class_weights, list) and len(section.class_weights) != len(splits.classes):
+            count = len(section.class_weights)
+            raise ConfigError(
+                f"{name}.class_weights: {count} numbers for {len(splits.classes)} classes; give one a class"
+            )
+        if section.weight and isinstance(section.class_weights, str):
+            if counts is None:
+                counts = count_classes(splits)
+            pixels, around = counts
+            weights = class_weights(pixels, around, section.class_weights)
+            sections[name] = replace(section, class_weights=[round(w, 4) for w in weights.tolist()])
+    return replace(config, **sections)
+
+
+def with_normalization(config: Config, splits: Splits) -> Config:
+    """The settings with the training images' own mean and std where a network takes other channels than R, G and B."""
+    sections: dict[str, Any] = {}
+    found = None
+    for name in ("teacher", "student"):
+        section: NetworkConfig = getattr(config, name)
+        usual = (section.mean, section.std) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
+        if usual and (splits.image != RGB or section.channels is not None):
+            check_bands(section.channels, splits.image)
+            found = found or channel_statistics(splits)
+            bands, white = section.channels or range(splits.image.channels), splits.image.white
+            mean, std = ([round_to(values[b] / white) for b in bands] for values in (found.mean, found.std))
+            sections[name] = replace(section, mean=mean, std=std)
+    return replace(config, **sections)
+
+
+def round_to(value: float, digits: int = 5) -> float:
+    """A number with so many digits that count, as settings show it."""
+    return float(f"{value:.{digits}g}")
+
+
+def count_classes(splits: Splits) -> torch.Tensor:
+    """Labeled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`."""
+    counts = torch.zeros(2, len(splits.classes), dtype=torch.int64)
+    for i in range(len(splits.train)):
+        pixels = torch.from_numpy(np.bincount(splits.train.read(i)[1].ravel(), minlength=256))[: len(splits.classes)]
+        counts += torch.stack([pixels, (pixels > 0) * pixels.sum()])
+    return counts
