@@ -14,14 +14,14 @@ import numpy as np
 from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
 from distill.config.schema import NAMED_BY_SETTINGS, OWN, DataConfig
 from distill.data.arrays import Header
-from distill.data.images import ROTATED, read_header, read_image, resize_image, upright
+from distill.data.images import ROTATED, read_header, read_image, upright
 from distill.data.layouts import read_layout
 from distill.data.masks import Coding, Labels, coding, inspect_mask, read_mask
 from distill.data.pairs import PairOfFiles, find_images
 from distill.data.synthetic import bands, scene, shapes
 from distill.data.transforms import resize_labels
 from distill.errors import ConfigError, harmless
-from distill.visualize import default_palette
+from distill.visualize import default_palette, resized
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -252,7 +252,7 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
             image = upright(image, header.orientation)
         mask = read_mask(pair.mask, config.max_pixels, how) if how and pair.mask else None
         if config.image_size:
-            image = resize_image(image, *config.image_size)
+            image = resized(image, config.image_size[0], config.image_size[1])
             mask = None if mask is None else resize_labels(mask, config.image_size)
         return image, np.full(image.shape[:2], UNLABELED, dtype=np.uint8) if mask is None else mask
 

@@ -176,18 +176,6 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An image `[H, W, C]` of any type at another size: bilinear, averaging over what becomes one pixel."""
-
-    def resized(plane: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
-
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return resized(image)
-    planes = np.stack([resized(plane.astype(np.float32)) for plane in np.moveaxis(image, 2, 0)], 2)
-    return planes if image.dtype.kind == "f" else planes.round().astype(image.dtype)
-
-
 def _kind(path: Path) -> str:
     """Which reader a file needs, by what it begins with: `tiff`, `npy`, `deep png`, or PIL for the rest."""
     start = _start(path)

@@ -14,7 +14,7 @@ from distill.batch import UNLABELED, VOID
 from distill.data.contents import content_hash
 from distill.data.datasets import Dataset, Splits
 from distill.errors import ConfigError
-from distill.visualize import GAP, overlay, row
+from distill.visualize import GAP, overlay, row, viewable
 
 HASH_SIDE = 16
 NEAR_BITS = 16  # of HASH_SIDE² that may differ between near-duplicates
@@ -139,28 +139,12 @@ def contact_sheet(splits: Splits, count: int) -> np.ndarray:
 
 def _sample(image: np.ndarray, mask: np.ndarray, title: str, palette: Sequence[Sequence[int]]) -> np.ndarray:
     size = (max(1, round(image.shape[1] * SHEET_HEIGHT / image.shape[0])), SHEET_HEIGHT)
-    seen = np.asarray(Image.fromarray(displayed(image)).resize(size, Image.Resampling.BILINEAR))
+    seen = np.asarray(Image.fromarray(viewable(image)).resize(size, Image.Resampling.BILINEAR))
     if (mask == UNLABELED).all():
         return row([seen], [title])
     labels = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     panels = [seen, overlay(seen, labels, palette, 0.5), overlay(seen, labels, palette, 1.0)]
     return row(panels, [title, "", ""])
-
-
-def displayed(image: np.ndarray) -> np.ndarray:
-    """An image of any channels and type as people can see it: uint8 `[H, W, 3]`.
-
-    Args:
-        image: `[H, W, C]`. uint8 RGB stays as it is; of others the first three channels are shown (of two, the first),
-            each stretched between its 1st and 99th percentile unless it has 8 bits.
-    """
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return image
-    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, 2)
-    if shown.dtype != np.uint8:
-        low, high = np.percentile(shown, (1, 99), axis=(0, 1))
-        shown = 255 * (shown.astype(np.float32) - low) / np.maximum(high - low, 1e-12)
-    return np.ascontiguousarray(shown.clip(0, 255).astype(np.uint8))
 
 
 def class_table(found: dict[str, SplitSurvey], classes: Sequence[str]) -> list[str]:

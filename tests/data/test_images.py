@@ -22,10 +22,11 @@ from distill.data import (
     train_batches,
     val_batches,
 )
-from distill.data.images import read_header, read_image, resize_image, upright
+from distill.data.images import read_header, read_image, upright
 from distill.data.sampler import StepSampler
 from distill.data.transforms import Pixels
 from distill.errors import ConfigError
+from distill.visualize import resized
 
 HEIGHT, WIDTH = 40, 56
 LIMIT = 1_000_000
@@ -249,13 +250,13 @@ def test_upright_is_what_pil_makes_of_the_tag(orientation):
 
 def test_resizing_is_the_same_for_every_type():
     image = values(3, "uint8")
-    usual = resize_image(image, 20, 28)
+    usual = resized(image, 20, 28)
     assert (usual == np.asarray(Image.fromarray(image).resize((28, 20), Image.Resampling.BILINEAR))).all()
     for dtype in (np.uint16, np.float32):
-        found = resize_image(image.astype(dtype), 20, 28)
+        found = resized(image.astype(dtype), 20, 28)
         assert found.dtype == dtype
         assert np.abs(found - usual.astype(np.float32)).max() <= 1
-    assert resize_image(image[..., :1], 20, 28).shape == (20, 28, 1)
+    assert resized(image[..., :1], 20, 28).shape == (20, 28, 1)
 
 
 def folder(root: Path, channels: int, dtype: str, suffix: str = ".npy", more: bool = True) -> dict:

@@ -7,8 +7,9 @@ from PIL import Image, ImageEnhance
 from distill.cli import main
 from distill.config.schema import DataConfig
 from distill.data import open_splits
-from distill.data.survey import contact_sheet, displayed, perceptual_hash, survey, twice
+from distill.data.survey import contact_sheet, perceptual_hash, survey, twice
 from distill.data.synthetic import scene
+from distill.visualize import viewable
 
 
 @pytest.fixture
@@ -83,5 +84,5 @@ def test_deep_images_come_with_statistics_and_can_be_seen(capsys):
     config = DataConfig(synthetic_channels=2, synthetic_depth="uint16", synthetic_train=2, synthetic_val=1)
     splits = open_splits(config)
     assert contact_sheet(splits, 1).dtype == np.uint8
-    seen = displayed(splits.train.read(0)[0])
+    seen = viewable(splits.train.read(0)[0])
     assert seen.shape == (128, 160, 3) and seen.min() == 0 and seen.max() == 255
