@@ -30,6 +30,7 @@ from distill.deployment.tiles import Shrunk, Tiled
 from distill.errors import ConfigError, printable, say
 from distill.visualize import overlay, palette_image, row
 
+VOID = 255  # in the masks that are written; as `distill.batch` has it, which needs torch
 _T = TypeVar("_T")
 
 
@@ -58,6 +59,7 @@ def predict(
     teacher: Segmenter | None = None,
     workers: int = 1,
     max_pixels: int = media.MAX_PIXELS,
+    min_confidence: float | None = None,
 ) -> Summary:
     """Writes `masks/<name>.png` and, if asked for, `overlays/<name>.jpg` and `side_by_side/<name>.jpg`.
 
@@ -71,6 +73,8 @@ def predict(
         teacher: if given, its overlay is put beside the student's.
         workers: images at once.
         max_pixels: of an image or frame.
+        min_confidence: probability of the class, 0 to 1, below which a pixel of the masks is void, to be learned from;
+            `confidence/<name>.png` then holds the probabilities, 255 for 1.
 
     Raises:
         ConfigError: the two networks have other classes, or one of them had to be stopped.
@@ -84,7 +88,11 @@ def predict(
 
     def work(item: media.Item) -> tuple[np.ndarray, np.ndarray | None]:
         image, picture = item.read(), None
-        mask = model.mask(image)
+        if min_confidence is None:
+            mask = model.mask(image)
+        else:
+            mask, confidence = _sure(model.logits(image), min_confidence)
+            Image.fromarray(confidence).save(_file(folder / "confidence", item, "png"), compress_level=1)
         palette_image(mask, model.palette).save(_file(folder / "masks", item, "png"), compress_level=1)
         if opacity is not None or item.video:
             picture = overlay(image, mask, model.palette, shown)
@@ -124,6 +132,14 @@ def _count(mask: np.ndarray) -> np.ndarray:
     """Pixels of each id, int64 `[256]`; some at a time, since `bincount` makes eight bytes of each."""
     parts = np.array_split(mask, 1 + (mask.size >> 22))
     return np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
+
+
+def _sure(logits: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Class ids, void where the class is less likely than `least`, and its probability in 0 to 255: uint8 `[H, W]`."""
+    highest = logits.max(0)
+    probability = 1 / np.exp(logits - highest).sum(0)
+    mask = np.where(probability < least, VOID, logits.argmax(0)).astype(np.uint8)
+    return mask, (255 * probability).round().astype(np.uint8)
 
 
 class _Films:
@@ -195,6 +211,9 @@ def parse(argv: Sequence[str] | None, prog: str = "predict.py") -> argparse.Name
     parser.add_argument("inputs", nargs="+", help="images, videos, folders (with all folders in them), globs")
     parser.add_argument("--output_dir", type=Path, default=Path("predictions"), help="%(default)s if not given")
     parser.add_argument("--overlay", type=float, metavar="OPACITY", help="also write overlays, 0 to 1")
+    parser.add_argument(
+        "--min_confidence", type=float, metavar="P", help="less likely pixels are void: masks to learn from"
+    )
     parser.add_argument("--teacher", type=Path, help="another network, to be shown beside the first")
     parser.add_argument(
         "--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="slide over large images, overlaps blended"
@@ -209,8 +228,10 @@ def parse(argv: Sequence[str] | None, prog: str = "predict.py") -> argparse.Name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--num_threads", type=int, default=cores, help="images at once; one a core if not given")
     args = parser.parse_args(argv)
-    if args.overlay is not None and not 0 <= args.overlay <= 1:
-        parser.error(f"--overlay: {args.overlay} is not between 0 and 1")
+    for name in ("overlay", "min_confidence"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            parser.error(f"--{name}: {value} is not between 0 and 1")
     for name in ("num_threads", "longest_side", "max_pixels", "window"):
         value = getattr(args, name)
         if value is not None and min(value if name == "window" else [value]) < 1:
@@ -236,7 +257,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> int:
         model, teacher = (
             path and _open(path, args, args.num_threads // workers) for path in (args.model, args.teacher)
         )
-        summary = predict(model, files, args.output_dir, args.overlay, teacher, workers, args.max_pixels)
+        more = (workers, args.max_pixels, args.min_confidence)
+        summary = predict(model, files, args.output_dir, args.overlay, teacher, *more)
     except ConfigError as error:
         say(f"predict: error: {error}", sys.stderr)
         return 2

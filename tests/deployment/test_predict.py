@@ -349,3 +349,18 @@ def test_nothing_done_gives_no_shares(model, tmp_path, capsys):
     assert run(capsys, model, tmp_path / "good.png", "--output_dir", tmp_path / "out")[1].splitlines()[1] == (
         "share of all pixels:"
     )
+
+
+def test_masks_to_learn_from_are_void_where_the_network_is_unsure(model, photos, tmp_path, capsys):
+    opened, out = OnnxModel(model), tmp_path / "out"
+    logits = {path.name: opened.logits(np.asarray(Image.open(path))) for path in photos.iterdir()}
+    sure = {name: (1 / np.exp(one - one.max(0)).sum(0)) for name, one in logits.items()}
+    least = float(np.median(np.concatenate([one.ravel() for one in sure.values()])))
+    code, _, err = run(capsys, model, photos, "--output_dir", out, "--min_confidence", least)
+    assert (code, err) == (0, "")
+    for name, one in logits.items():
+        mask, confidence = (np.asarray(Image.open(out / kind / name)) for kind in ("masks", "confidence"))
+        assert np.array_equal(mask, np.where(sure[name] < least, 255, one.argmax(0)))
+        assert np.array_equal(confidence, np.round(255 * sure[name]).astype(np.uint8))
+    assert run(capsys, model, photos, "--output_dir", tmp_path / "all", "--min_confidence", 0)[0] == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "all/masks/0.png")), opened.mask(noise(30, 44, 0)))
