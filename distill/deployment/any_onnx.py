@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from distill.deployment import sandbox
-from distill.deployment.runtime import (
-    BASE_BYTES,
-    BASE_SECONDS,
-    BYTES_PER_FILE_BYTE,
-    BYTES_PER_PIXEL,
-    BYTES_PER_THREAD,
-    MAX_FILE_BYTES,
-    SECONDS_PER_PIXEL,
-    read_onnx,
-)
+from distill.deployment.runtime import LimitedProcess, start_session
 from distill.errors import ConfigError
 
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
@@ -42,15 +31,7 @@ class AnyOnnx:
 
     def __init__(self, path: Path, threads: int = 0):
         self.path = path
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        content = read_onnx(path)
-        try:
-            self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has a class of its own for each kind
-            raise ConfigError(f"{path}: onnxruntime refuses it: {' '.join(str(error).split())[:200]}") from None
-        self.only_asked = ort.RunOptions()
-        self.only_asked.only_execute_path_to_fetches = True  # not what leads to other outputs
+        self.session, self.only_asked = start_session(path, threads)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         self.about: dict[str, Any] = {
             "inputs": [_port(port) for port in inputs],
@@ -69,36 +50,21 @@ class AnyOnnx:
         return found.astype(np.uint8) if found.dtype.kind == "b" else found
 
 
-class AnyOnnxProcess:
+class AnyOnnxProcess(LimitedProcess):
     """The same in a process with limits: a file of a kilobyte can ask for any amount of memory and time.
 
     Args:
         path: the file.
         threads: that it runs on; 0 leaves it to onnxruntime.
-
-    Raises:
-        ConfigError: not such a file, or one that needs more than it may.
     """
 
     def __init__(self, path: Path, threads: int = 0):
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: has {size:,} bytes; an ONNX file has at most {MAX_FILE_BYTES:,}")
-        self.process = sandbox.Sandbox(
-            "from distill.deployment.any_onnx import serve; serve()",
-            str(path),
-            BASE_BYTES + BYTES_PER_FILE_BYTE * size + BYTES_PER_THREAD * (threads or os.cpu_count() or 1),
-            "; teacher.trusted true runs it without limits, if you trust it",
-        )
-        self.about, _ = self.process.ask(BASE_SECONDS + size * 1e-6, path=str(path), threads=threads)
+        super().__init__(path, threads, __name__, "teacher.trusted true")
+        self.about = self.told
 
     def run(self, output: str, array: np.ndarray) -> np.ndarray:
         """One output for the only input."""
-        pixels = LARGER * array.size // 3
-        seconds, memory = BASE_SECONDS + pixels * SECONDS_PER_PIXEL, pixels * BYTES_PER_PIXEL
-        _, found = self.process.ask(seconds, memory, array, output=output)
-        if found is None:
-            raise ConfigError(f"{self.process.name}: gives no {output}")
-        return found
+        return self.ask(output, array, LARGER * array.size // 3)
 
 
 def serve() -> None:

@@ -80,32 +80,57 @@ def open_model(path: str | Path, threads: int = 0, trusted: bool = False) -> Seg
     return SmpFolder(path)
 
 
-class OnnxProcess:
-    """An ONNX file of anybody's, run in a process with limits on memory and time.
+class LimitedProcess:
+    """An ONNX file of anybody's, opened in a process with limits on memory and time.
 
     Args:
         path: the file.
         threads: that it runs on; 0 leaves it to onnxruntime.
+        module: of this package, whose `serve` opens the file and answers.
+        trust: setting that lifts the limits.
+
+    Attributes:
+        told: what the process says of the file.
 
     Raises:
         ConfigError: not such a file, or one that needs more than it may; every answer of a process that had to be
             stopped is a `SandboxError`.
     """
 
-    def __init__(self, path: Path, threads: int = 0):
+    def __init__(self, path: Path, threads: int, module: str, trust: str):
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise ConfigError(f"{path}: has {size:,} bytes; an ONNX file has at most {MAX_FILE_BYTES:,}")
         self.process = sandbox.Sandbox(
-            "from distill.deployment.runtime import serve; serve()",
+            f"from {module} import serve; serve()",
             str(path),
             BASE_BYTES + BYTES_PER_FILE_BYTE * size + BYTES_PER_THREAD * (threads or os.cpu_count() or 1),
-            "; --trusted runs it without limits, if you trust it",
+            f"; {trust} runs it without limits, if you trust it",
         )
-        told, _ = self.process.ask(BASE_SECONDS + size * 1e-6, path=str(path), threads=threads)
-        self.classes: list[str] = told["classes"]
-        self.palette = [(r, g, b) for r, g, b in told["palette"]]
-        self.image: tuple[int, str] = (told["image"][0], told["image"][1])
+        self.told, _ = self.process.ask(BASE_SECONDS + size * 1e-6, path=str(path), threads=threads)
+
+    def ask(self, output: str, array: np.ndarray, pixels: int) -> np.ndarray:
+        """One output for an array, with the time and memory that so many pixels may take."""
+        seconds, memory = BASE_SECONDS + pixels * SECONDS_PER_PIXEL, pixels * BYTES_PER_PIXEL
+        _, found = self.process.ask(seconds, memory, array, output=output)
+        if found is None:
+            raise ConfigError(f"{self.process.name}: gives no {output}")
+        return found
+
+
+class OnnxProcess(LimitedProcess):
+    """An `OnnxModel` in a process with limits.
+
+    Args:
+        path: the file.
+        threads: that it runs on; 0 leaves it to onnxruntime.
+    """
+
+    def __init__(self, path: Path, threads: int = 0):
+        super().__init__(path, threads, __name__, "--trusted")
+        self.classes: list[str] = self.told["classes"]
+        self.palette = [(r, g, b) for r, g, b in self.told["palette"]]
+        self.image: tuple[int, str] = (self.told["image"][0], self.told["image"][1])
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
@@ -117,12 +142,7 @@ class OnnxProcess:
 
     def run(self, output: str, image: np.ndarray) -> np.ndarray:
         """One output for one image."""
-        pixels = image.shape[0] * image.shape[1]
-        seconds, memory = BASE_SECONDS + pixels * SECONDS_PER_PIXEL, pixels * BYTES_PER_PIXEL
-        _, array = self.process.ask(seconds, memory, image, output=output)
-        if array is None:
-            raise ConfigError(f"{self.process.name}: gives no {output}")
-        return array
+        return self.ask(output, image, image.shape[0] * image.shape[1])
 
 
 def serve() -> None:
@@ -152,16 +172,7 @@ class OnnxModel:
 
     def __init__(self, path: Path, threads: int = 0):
         self.path = path
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        content = read_onnx(path)
-        try:
-            self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has a class of its own for each kind
-            raise ConfigError(f"{path}: onnxruntime refuses it: {_line(error)}") from None
-        self.only_asked = ort.RunOptions()
-        self.only_asked.only_execute_path_to_fetches = True  # not what leads to other outputs
+        self.session, self.only_asked = start_session(path, threads)
         inputs = [f"{i.name} {i.type} {i.shape}" for i in self.session.get_inputs()]
         first = self.session.get_inputs()[0]
         if len(inputs) != 1 or first.type not in TYPES or len(first.shape) != 4 or type(first.shape[3]) is not int:
@@ -200,6 +211,25 @@ class OnnxModel:
         if found.shape != expected:
             raise ConfigError(f"{self.path}: gives {output} of {found.shape} for an image, expected {expected}")
         return found
+
+
+def start_session(path: Path, threads: int = 0) -> tuple[ort.InferenceSession, ort.RunOptions]:
+    """A file opened by onnxruntime, and options with which it computes nothing but what is asked for.
+
+    Raises:
+        ConfigError: not such a file, or one that would make onnxruntime open others.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    content = read_onnx(path)
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each kind
+        raise ConfigError(f"{path}: onnxruntime refuses it: {_line(error)}") from None
+    only_asked = ort.RunOptions()
+    only_asked.only_execute_path_to_fetches = True  # not what leads to other outputs
+    return session, only_asked
 
 
 def read_onnx(path: Path) -> bytes:

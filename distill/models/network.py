@@ -33,7 +33,8 @@ from distill.errors import ConfigError
 from distill.models.asked import Asked
 from distill.models.classic import CNN, FCN
 from distill.models.encoder import cut, load_encoder_weights
-from distill.models.smp_files import INPUT, Input, read_classes, read_config, read_input, read_normalization
+from distill.models.image_input import Input, check_bands, input_of
+from distill.models.smp_files import INPUT, read_classes, read_config
 
 # Architectures whose pooling turns the traced image size into a constant: exported for one size only.
 FIXED_SIZE = ("pspnet", "upernet")
@@ -239,18 +240,6 @@ def build(network: NetworkConfig, classes: Sequence[str], image: ImageKind = RGB
     return Network(model, classes, network.mean, network.std, image, network.channels)
 
 
-def check_bands(bands: Sequence[int] | None, image: ImageKind) -> int:
-    """How many channels a network takes of images.
-
-    Raises:
-        ConfigError: one that they do not have.
-    """
-    for band in bands or ():
-        if not 0 <= band < image.channels:
-            raise ConfigError(f"channels: {band} is not one of the images' channels, 0 to {image.channels - 1}")
-    return len(bands) if bands else image.channels
-
-
 def save(network: Network, folder: Path) -> None:
     """Weights and class names into a folder that `smp.from_pretrained` and `load` read."""
     network.save_weights(folder)
@@ -308,41 +297,6 @@ def load(
     except Exception as error:
         raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return Network(model, wanted, mean, std, image, bands).eval()
-
-
-Normalization = tuple[Sequence[float], Sequence[float]]
-
-
-def input_of(
-    folder: Path, channels: int, image: ImageKind | None, bands: Sequence[int] | None, usual: Normalization
-) -> tuple[ImageKind, Sequence[int] | None, Normalization]:
-    """The images of a network in a folder, which of their channels it takes, and how they are normalized.
-
-    Args:
-        folder: the folder.
-        channels: how many the network takes.
-        image: the images that it must take.
-        bands: which of their channels it takes, if the folder does not say.
-        usual: mean and std, if the folder does not say.
-
-    Raises:
-        ConfigError: other images than these.
-    """
-    known = read_input(folder)
-    if known:
-        bands, usual, made_for = known.bands, (known.mean, known.std), ImageKind(known.channels, known.dtype)
-        if image and image != made_for:
-            raise ConfigError(f"{folder / INPUT}: it takes images of {made_for}, but the data has {image}")
-        image = made_for
-    image = image or ImageKind(max(bands) + 1 if bands else channels)
-    if (found := check_bands(bands, image)) != channels:
-        fix = f"name the {channels} that it takes, as in channels {list(range(channels))}"
-        if found < channels:
-            fix = "take another network" if bands is None else fix
-        raise ConfigError(f"{folder}: takes images of {channels} channel{'s' * (channels > 1)}, not of {found}; {fix}")
-    if not known and (normalization := read_normalization(folder, channels)):
-        usual = tuple([n * 255 / image.white for n in numbers] for numbers in normalization)  # type: ignore[assignment]
-    return image, bands, usual
 
 
 class _LinspaceOnCpu(TorchFunctionMode):

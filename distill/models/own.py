@@ -18,6 +18,7 @@ from distill.errors import ConfigError
 from distill.models import asked
 from distill.models import network as named
 from distill.models.asked import weights
+from distill.models.image_input import check_bands, input_of
 from distill.models.network import Network, class_logits
 from distill.models.smp_files import read_classes, read_object
 
@@ -149,7 +150,7 @@ def build(config: NetworkConfig, classes: Sequence[str], own: Any = None, image:
     options = OPTIONS | config.options
     if type(options["stride"]) is not int or options["stride"] < 1:
         raise ConfigError(f"options: stride {options['stride']!r} must be a whole number above 0")
-    named.check_bands(config.channels, image)
+    check_bands(config.channels, image)
     mean, std, bands = config.mean, config.std, config.channels
     return OwnNetwork(copy.deepcopy(_bare(own)), classes, mean, std, **options, image=image, bands=bands)
 
@@ -186,8 +187,8 @@ def load(
         raise ConfigError(f"{folder}: was trained for the classes {found}, but the data has {list(classes)}")
     if not (wanted := classes or found):
         raise ConfigError(f"{folder}: holds no id2label.json, which names the classes")
-    count = named.check_bands(bands, image or RGB)
-    image, bands, (mean, std) = named.input_of(folder, count, image, bands, (mean, std))
+    count = check_bands(bands, image or RGB)
+    image, bands, (mean, std) = input_of(folder, count, image, bands, (mean, std))
     record = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     options = {key: record.get(key, value) for key, value in OPTIONS.items()}
     network = OwnNetwork(copy.deepcopy(_bare(own)), wanted, mean, std, **options, image=image, bands=bands)

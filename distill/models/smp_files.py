@@ -6,9 +6,7 @@ Such folders come from others, so all is looked at before anything is built from
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,51 +61,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config["in_channels"] < 1:
         raise ConfigError(f"{path}: in_channels: {config['in_channels']}; expected at least 1")
     return config
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a network takes.
-
-    Attributes:
-        channels: of the images.
-        dtype: of the images: `uint8`, `uint16` or `float32`.
-        bands: which of their channels, counted from 0; None for all.
-        mean: of each; of images of 8 bits in 0 to 1, else in the images' own units.
-        std: standard deviation likewise.
-    """
-
-    channels: int
-    dtype: str
-    bands: list[int] | None
-    mean: list[float]
-    std: list[float]
-
-
-def read_input(folder: Path) -> Input | None:
-    """What the network of a folder takes, from `input.json`; None if there is none: RGB of 8 bits, or SMP's own folder.
-
-    Raises:
-        ConfigError: a file that does not say it.
-    """
-    path = folder / INPUT
-    if not path.is_file():
-        return None
-    values = read_object(path)
-    bands = values.get("bands")
-    taken = values.get("channels") if bands is None else len(bands) if isinstance(bands, list) else None
-    good = values.keys() == {f.name for f in fields(Input)} and values["dtype"] in ("uint8", "uint16", "float32")
-    good = good and type(values["channels"]) is int and 0 < values["channels"] <= MAX_NUMBER
-    good = good and all(type(band) is int and 0 <= band < values["channels"] for band in bands or [])
-    for name in ("mean", "std"):
-        numbers = values.get(name)
-        good = good and isinstance(numbers, list) and len(numbers) == taken
-        good = good and all(type(n) in (int, float) and math.isfinite(n) for n in numbers or [])
-    if not good or not all(n > 0 for n in values["std"]):
-        raise ConfigError(
-            f"{path}: holds {json.dumps(values):.200}; expected what this project writes; restore the file"
-        )
-    return Input(**values)
 
 
 def read_classes(folder: Path) -> list[str] | None:

@@ -14,7 +14,7 @@ from distill.data.class_weights import class_weights
 from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.models import RGB
-from distill.models.network import check_bands
+from distill.models.image_input import check_bands
 
 
 def settled(config: Config, splits: Splits) -> Config:

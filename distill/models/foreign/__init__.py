@@ -28,7 +28,8 @@ from distill.models.foreign.source import RECORD, Source, find_source
 from distill.models.foreign.torchvision_names import open_torchvision
 from distill.models.foreign.transformers_folder import open_transformers
 from distill.models.foreign.weights_file import is_torchvision, open_smp_weights, open_torchvision_weights
-from distill.models.network import Network, check_bands, load
+from distill.models.image_input import check_bands
+from distill.models.network import Network, load
 from distill.models.smp_files import read_classes
 
 __all__ = ["RECORD", "ForeignNetwork", "Mapped", "Opened", "find_source", "open_teacher", "weights_of"]
