@@ -119,6 +119,16 @@ def test_windows_cover_every_pixel_once_or_more(window):
     assert set(seen) == {(min(30, window[0]), min(44, window[1]))}
 
 
+def test_large_images_are_assessed_band_by_band_as_they_are_as_a_whole(model):
+    banded = detailed.Sliding(detailed.plain(model), (12, 16))
+    assert len(list(banded.bands(images().read(0)[0]))) > 2
+    found = detailed.assess(3, banded, images())
+    whole = detailed.assess(3, lambda image: torch.cat(list(banded.bands(image)), 1), images())
+    assert torch.equal(found.scores.matrix, whole.scores.matrix)
+    assert (found.image_iou, found.boundary.iou) == (whole.image_iou, whole.boundary.iou)
+    assert found.calibration.error == pytest.approx(whole.calibration.error, rel=1e-12)
+
+
 def test_mirrored_views_are_mirrored_back(model):
     plain = detailed.plain(model)
     image = images().read(0)[0]

@@ -1,13 +1,16 @@
-"""What a run's settings leave to the data, where it has no labels."""
+"""What a run's settings leave to the data: the images' mean and std, and what is done without labels."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from conftest import tiny_config
+from PIL import Image
 
-from distill.data import open_splits
+from distill.data import channel_statistics, open_splits
 from distill.errors import ConfigError
 from distill.losses import TERMS
+from distill.pipeline import distil
 from distill.training.from_data import settled
 
 
@@ -39,3 +42,51 @@ def test_what_needs_labels_is_refused_without(tmp_path, settings, words):
     config = tiny_config(tmp_path, **settings)
     with pytest.raises(ConfigError, match=words):
         settled(config, without(open_splits(config.data), "train", "val"))
+
+
+DEEP = {"data__synthetic_channels": 4, "data__synthetic_depth": "uint16"}
+
+
+def test_other_images_than_rgb_are_normalized_as_they_are_measured(tmp_path):
+    config = tiny_config(tmp_path, **DEEP, teacher__channels=[2, 0])
+    splits = open_splits(config.data)
+    found, measured = settled(config, splits), channel_statistics(splits)
+    assert found.student.mean == pytest.approx(measured.mean, rel=1e-4)
+    assert found.student.std == pytest.approx(measured.std, rel=1e-4)
+    assert found.teacher.mean == pytest.approx([measured.mean[2], measured.mean[0]], rel=1e-4)
+    given = replace(config, student=replace(config.student, mean=[1.0] * 4, std=[2.0] * 4))
+    assert settled(given, splits).student.mean == [1.0] * 4
+    usual = tiny_config(tmp_path, teacher__channels=[1])
+    found, measured = settled(usual, open_splits(usual.data)), channel_statistics(open_splits(usual.data))
+    assert found.student == usual.student  # ImageNet's
+    assert found.teacher.mean == pytest.approx([measured.mean[1] / 255], rel=1e-4)
+
+
+QUICK = {"baseline__enabled": False, "export__enabled": False, "num_sample_images": 1}
+
+
+def test_deep_images_are_learned_from_and_the_run_is_known_again(tmp_path, capsys):
+    settings = QUICK | DEEP | {"teacher__channels": [0, 1, 2]}
+    results = distil(tiny_config(tmp_path / "run", **settings))
+    taken = {name: json.loads((tmp_path / "run" / name / "input.json").read_text()) for name in ("teacher", "student")}
+    assert [one["bands"] for one in taken.values()] == [[0, 1, 2], None]
+    assert {(one["channels"], one["dtype"]) for one in taken.values()} == {(4, "uint16")}
+    assert distil(tiny_config(tmp_path / "run", **settings)).student.mean_iou == results.student.mean_iou
+    assert "student  is already there" in capsys.readouterr().out
+
+
+def test_a_folder_of_images_and_a_teacher_are_enough(tmp_path, capsys):
+    distil(tiny_config(tmp_path / "taught", **QUICK))
+    config = tiny_config(tmp_path)
+    splits = open_splits(config.data)
+    for name, dataset in (("train", splits.train), ("val", splits.val)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(len(dataset)):
+            Image.fromarray(dataset.read(i)[0]).save(tmp_path / "data" / name / f"{i}.png")
+    data = {"format": "folders", "root": str(tmp_path / "data"), "classes": splits.classes}
+    data |= {"train_images": "train", "train_masks": "null", "val_images": "val", "val_masks": "null"}
+    settings = QUICK | {f"data__{key}": value for key, value in data.items()}
+    results = distil(tiny_config(tmp_path / "run", **settings, teacher__checkpoint=tmp_path / "taught"))
+    assert results.student.classes_present == 0 and 0 < results.student.agreement <= 1
+    said = capsys.readouterr().out
+    assert "agreement with the teacher is measured, not mIoU" in said and "| student |    – |" in said
