@@ -82,16 +82,6 @@ class Scores:
         return skill[truth > 0].mean().item()
 
 
-def _count(ids: np.ndarray, length: int) -> np.ndarray:
-    """How often each id stands in an array of uint8 of any shape: int64 `[length]`.
-
-    Some at a time: `bincount` makes eight bytes of each.
-    """
-    flat = ids.ravel()
-    parts = (flat[start : start + CHUNK] for start in range(0, max(1, flat.size), CHUNK))
-    return np.sum([np.bincount(part, minlength=length) for part in parts], axis=0)
-
-
 class Comparison:
     """Masks beside those of a reference, on labeled images.
 
@@ -126,7 +116,7 @@ class Comparison:
         return self.equal / self.pixels
 
 
-CHUNK = 1 << 22  # values looked at at once
+ROWS = 1024  # of an image that are looked at at once
 BOUNDARY_WIDTH = 0.02  # of the image's diagonal
 
 
@@ -146,12 +136,17 @@ class BoundaryIoU:
 
     def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
         """Counts an image: class ids uint8 `[H, W]`, and labels that may hold void or unlabeled pixels."""
-        known = mask < UNLABELED
-        truth, guess = (np.where(known, labels, np.uint8(VOID)) for labels in (mask, prediction))
-        near_truth, near_guess = _near_boundary(truth) & known, _near_boundary(guess) & known
-        for i, labels in enumerate((truth[near_truth & near_guess & (truth == guess)], truth[near_truth])):
-            self.counts[i] += _count(labels, self.classes)
-        self.counts[2] += _count(guess[near_guess], self.classes)
+        reach = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*mask.shape))))
+        for top in range(0, len(mask), ROWS):  # and as many rows around these as a window reaches
+            first, bottom = max(0, top - reach), min(top + ROWS, len(mask))
+            seen, inner = slice(first, bottom + reach), slice(top - first, bottom - first)
+            known = mask[seen] < UNLABELED
+            truth, guess = (np.where(known, labels[seen], np.uint8(VOID)) for labels in (mask, prediction))
+            near_truth, near_guess = ((_near_boundary(x, reach) & known)[inner] for x in (truth, guess))
+            truth, guess = truth[inner], guess[inner]
+            for i, labels in enumerate((truth[near_truth & near_guess & (truth == guess)], truth[near_truth])):
+                self.counts[i] += np.bincount(labels, minlength=self.classes)
+            self.counts[2] += np.bincount(guess[near_guess], minlength=self.classes)
 
     @property
     def iou(self) -> list[float | None]:
@@ -165,9 +160,8 @@ class BoundaryIoU:
         return sum(values) / len(values) if values else 0.0
 
 
-def _near_boundary(labels: np.ndarray) -> np.ndarray:
+def _near_boundary(labels: np.ndarray, reach: int) -> np.ndarray:
     """Where a window around the pixel holds more than one label, or the image's edge: bool `[H, W]`."""
-    reach = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*labels.shape))))
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     # Beyond the edge lies 0 for the minimum and 255 for the maximum, so a window that reaches out sees two labels.
     low = cv2.erode(labels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 VOID_COLOR = (96, 96, 96)
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
+ROWS = 1024  # of an image that become an array at once
 GAP, TITLE = 4, 18  # pixels between panels and above them
 SWATCH = 11  # pixels a side, of a legend's colors
 
@@ -34,6 +35,15 @@ def decoded_pixels(image: Image.Image) -> int:
     tags = getattr(image, "tag_v2", {})
     width, height = (int(tags.get(tag, 0)) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT))
     return max(image.width * image.height, width * height)
+
+
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """The pixels of a decoded image, uint8 `[H, W, 3]`; some rows at a time, since PIL makes copies on the way."""
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, ROWS):
+        strip = image.crop((0, top, image.width, min(top + ROWS, image.height)))
+        rgb[top : top + ROWS] = np.asarray(strip.convert("RGB"))
+    return rgb
 
 
 def default_palette(classes: int) -> list[tuple[int, int, int]]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from distill.data.arrays import Header, array_header, first_line, open_array
 from distill.errors import ConfigError
-from distill.visualize import decoded_pixels, own_pixel_limit
+from distill.visualize import decoded_pixels, own_pixel_limit, rgb_pixels
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ARRAY_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")  # of images that are read as they are
@@ -143,7 +143,7 @@ def read_image(path: Path, max_pixels: int, channels: int | None = None) -> np.n
         ConfigError: it cannot be read, has other channels, or holds what is no number.
     """
     if channels is None:
-        return np.asarray(decode(path, max_pixels, rotated=True).convert("RGB"))
+        return rgb_pixels(decode(path, max_pixels, rotated=True))
     kind, header = _kind(path), read_header(path, max_pixels, channels)
     if kind == "tiff":
         from distill.data.tiff import read_tiff

@@ -16,6 +16,7 @@ from distill.errors import ConfigError
 MASK_MODES = ("L", "P", "I", "I;16")
 COLOR_MODES = ("RGB", "RGBA", "P", "L")
 LABELS = 65536
+ROWS = 1024  # of a mask that are looked up at once
 IGNORE, REST = "ignore", "*"
 
 Color = Sequence[int]
@@ -134,10 +135,15 @@ def read_mask(path: Path, max_pixels: int, how: Coding) -> np.ndarray:
         ConfigError: it cannot be read, or holds a value or color that is no class.
     """
     mask = decode(path, max_pixels, MASK_FORMATS)
-    raw = np.asarray(mask).astype(np.int64) if how.colors is None else _places(path, mask, how.colors)
-    ids = how.table[raw.clip(-1, LABELS)]
-    if (ids < 0).any():
-        value = int(raw[ids < 0][0])
+    raw = np.asarray(mask) if how.colors is None else _places(path, mask, how.colors)
+    labels = np.empty(raw.shape, np.uint8)
+    for top in range(0, len(raw), ROWS):  # of large masks, eight bytes a pixel would be too much at once
+        rows = raw[top : top + ROWS].astype(np.int64)
+        ids = how.table[rows.clip(-1, LABELS)]
+        labels[top : top + ROWS] = ids
+        if not (ids < 0).any():
+            continue
+        value = int(rows[ids < 0][0])
         count = int((raw == value).sum())
         known = np.flatnonzero((how.table[:LABELS] >= 0) & (how.table[:LABELS] != VOID))
         listed = f"0 to {len(known) - 1}" if (known == np.arange(len(known))).all() else _listed(known)
@@ -145,7 +151,7 @@ def read_mask(path: Path, max_pixels: int, how: Coding) -> np.ndarray:
             f"{path}: label {value} ({count} pixels) is outside the class list {listed} "
             f"and is not the void label {_listed(how.void)}; {_fix(value, known, how)} or remove it"
         )
-    return ids.astype(np.uint8)
+    return labels
 
 
 def _fix(value: int, known: np.ndarray, how: Coding) -> str:

@@ -25,14 +25,13 @@ from PIL import Image, ImageOps
 
 from distill.deployment import sandbox
 from distill.errors import ConfigError
-from distill.visualize import decoded_pixels, own_pixel_limit
+from distill.visualize import decoded_pixels, own_pixel_limit, rgb_pixels
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 RGB = (3, "uint8")  # channels and type of the images that most networks take
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000
-ROWS = 1024  # of an image that become an array at once
 # What reading a video may take: some fifty decoded frames (16 that later ones refer to, and those of 4 threads).
 VIDEO_BYTES, VIDEO_BYTES_PER_PIXEL, VIDEO_THREADS, FRAME_SECONDS = 150_000_000, 150, 4, 30
 
@@ -173,22 +172,13 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 return np.repeat(gray.astype(np.uint8)[..., None], 3, 2)
             if image.mode[0] in "IF":
                 raise ConfigError(f"{path}: has more than 16 bits a channel ({image.mode}); convert it to 8")
-            return _as_rgb(image)
+            return rgb_pixels(image)
     except ConfigError:
         raise
     except Image.UnidentifiedImageError:
         raise ConfigError(f"{path}: is not an image ({', '.join(FORMATS)})") from None
     except Exception as error:  # PIL raises many kinds for broken files
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())[:150]})") from None
-
-
-def _as_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels uint8 `[H, W, 3]`, some rows at a time: PIL would hold several copies of a large image."""
-    rgb = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, ROWS):
-        strip = image.crop((0, top, image.width, min(top + ROWS, image.height)))
-        rgb[top : top + ROWS] = np.asarray(strip.convert("RGB"))
-    return rgb
 
 
 def read_as(kind: tuple[int, str], path: Path, max_pixels: int) -> np.ndarray:

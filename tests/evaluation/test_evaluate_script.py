@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from distill import models
+from distill import metrics, models
 from distill.config.schema import NetworkConfig
 from distill.data import Dataset
 from distill.deployment.latency import Size, latencies, sizes
@@ -73,6 +73,17 @@ def test_boundary_iou_sees_what_iou_does_not():
     found = BoundaryIoU(2)
     found.add(guess, truth)
     assert found.iou[1] < 0.1 < 0.85 < 74**2 / 80**2
+
+
+def test_boundary_iou_is_the_same_some_rows_at_a_time(monkeypatch):
+    random = np.random.default_rng(3)
+    mask, guess = (random.integers(0, 3, (9, 8)).repeat(9, 0).repeat(7, 1).astype(np.uint8) for _ in range(2))
+    mask[20:30, 10:20] = 255
+    whole, parts = BoundaryIoU(3), BoundaryIoU(3)
+    whole.add(guess, mask)
+    monkeypatch.setattr(metrics, "ROWS", 7)
+    parts.add(guess, mask)
+    assert (parts.counts == whole.counts).all() and 0 < whole.counts[0].sum() < whole.counts[1].sum()
 
 
 def test_calibration_error_closed_form():
