@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from conftest import TINY, flags, tiny_config
 
 from distill.batch import Batch
@@ -114,6 +115,7 @@ def test_a_process_that_fails_ends_the_measurement(tmp_path, capsys, monkeypatch
 
 
 def test_bad_settings_are_named_in_a_line(capsys):
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests leave theirs, of another precision
     assert benchmark(["step", "--data.format=folders", "--data.root=nowhere"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("distill: error: data.classes: format 'folders' needs the class names")
