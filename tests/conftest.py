@@ -12,6 +12,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from no_charts import no_charts
 from PIL import Image
 
 from distill.config.parse import parse
@@ -83,6 +84,13 @@ def start_script(
     command = [sys.executable, *launcher, str(ROOT / "scripts" / "distill.py"), *flags(wanted), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(autouse=True)
+def quick_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process draw no charts, unless the test is of reporting."""
+    if "reporting" not in request.path.parts:
+        no_charts(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
