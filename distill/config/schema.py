@@ -45,6 +45,8 @@ class DataConfig(Settings):
             the data set's own.
         val_group: regular expression that is searched for in an image's name with its folders: images for which its
             first group (or all that it matches) is the same, such as frames of one video, stay on one side.
+        leave_out: regular expression: training images in whose names with their folders it is found (one drive, one
+            hospital) are not trained on, `unlabeled` ones neither, and are the validation images.
         image_suffix: formats `folders` and `mmseg`: end of an image's name, without `.jpg`, that its mask's lacks.
         mask_suffix: formats `folders` and `mmseg`: end of a mask's name that its image's lacks, such as `_mask`; both
             may then lie in one folder.
@@ -93,6 +95,7 @@ class DataConfig(Settings):
     val_list: str = "val.csv"
     val_fraction: float = 0.0
     val_group: str | None = None
+    leave_out: str | None = None
     image_suffix: str = ""
     mask_suffix: str = ""
     classes: list[str] | None = None
@@ -133,15 +136,23 @@ class DataConfig(Settings):
         for name in ("in_channels", "synthetic_channels"):
             self.require((getattr(self, name) or 1) <= 512, name, "must be at most 512")
         self.require(0 <= self.val_fraction < 1, "val_fraction", "must be from 0 to below 1")
-        try:
-            re.compile(self.val_group or "")
-        except re.error as error:
-            raise ValueError(f"val_group: {self.val_group!r} is no regular expression ({error}); correct it") from None
+        for name in ("val_group", "leave_out"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except re.error as error:
+                text = getattr(self, name)
+                raise ValueError(f"{name}: {text!r} is no regular expression ({error}); correct it") from None
+        self.require(not (self.val_fraction and self.leave_out), "leave_out", "set this or val_fraction, not both")
         self.zero_to_one("max_void_share")
         self.require(0 < self.unlabeled_share < 1, "unlabeled_share", "must be above 0 and below 1")
         for name in ("image_size", "crop_size", "synthetic_size"):
             size = getattr(self, name)
             self.require(size is None or len(size) == 2, name, "must be [height, width]")
+
+    @property
+    def val_from_train(self) -> bool:
+        """Whether the validation images are taken from the training images."""
+        return bool(self.val_fraction or self.leave_out)
 
 
 @dataclass

@@ -5,6 +5,7 @@ Where files lie is for `distill.data.layouts` to know, how they are read for `im
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,6 +144,8 @@ def open_splits(config: DataConfig) -> Splits:
     if config.unlabeled:
         folder = Path(config.root) / config.unlabeled
         pairs = [PairOfFiles(key, path) for key, path in find_images(folder, bool(config.in_channels)).items()]
+        if config.leave_out:
+            pairs = [pair for pair in pairs if not re.search(config.leave_out, pair.key)]
         unlabeled = _files(config, pairs, None, known)
     return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, how.void, notes)
 
@@ -183,6 +186,7 @@ def _refuse_unused(config: DataConfig) -> None:
         "mask_colors": config.mask_colors is not None and config.format not in NAMED_BY_SETTINGS,
         "reduce_zero_label": config.reduce_zero_label and drawn,
         "val_fraction": config.val_fraction and drawn,
+        "leave_out": config.leave_out is not None and drawn,
         "val_group": config.val_group is not None and not config.val_fraction,
     }
     for name in (name for name, is_set in unused.items() if is_set):

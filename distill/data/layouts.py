@@ -14,7 +14,7 @@ from distill.config.schema import DataConfig
 from distill.data import layout_names as names
 from distill.data.images import IMAGE_SUFFIXES
 from distill.data.masks import Color, Labels
-from distill.data.pairs import PairOfFiles, find_images, hold_out, match
+from distill.data.pairs import PairOfFiles, find_images, hold_out, leave_out, match
 from distill.errors import ConfigError, harmless, printable
 from distill.visualize import default_palette
 
@@ -51,6 +51,8 @@ def read_layout(config: DataConfig) -> Layout:
         layout.labels.values, layout.labels.void = range(1, count + 1), (0, *layout.labels.void)
     if config.val_fraction:
         layout.train, layout.val = hold_out(layout.train, config.val_fraction, config.val_group)
+    if config.leave_out:
+        layout.train, layout.val = leave_out(layout.train, config.leave_out)
     return layout
 
 
@@ -59,7 +61,7 @@ def _folders(config: DataConfig, root: Path) -> Layout:
     labels, notes = _own_labels(config)
     _check_root(root)
     train = _pairs(config, root, config.train_images, config.train_masks)
-    if config.val_fraction:
+    if config.val_from_train:
         return Layout(train, [], labels, notes)
     val_masks = config.val_masks
     if config.train_masks is None and not (root / (val_masks or "")).is_dir():
@@ -74,8 +76,7 @@ def _mmseg(config: DataConfig, root: Path) -> Layout:
     labels, notes = _own_labels(config)
     _check_root(root)
     train, val = (
-        [] if split == "val" and config.val_fraction else _pairs(config, root, f"img_dir/{split}", f"ann_dir/{split}")
-        for split in ("train", "val")
+        _pairs(config, root, f"img_dir/{split}", f"ann_dir/{split}") if split else [] for split in _both(config)
     )
     return Layout(train, val, labels, notes)
 
@@ -92,7 +93,7 @@ def _camvid(config: DataConfig, root: Path) -> Layout:
         words = [line.split() for line in text if len(line.split()) >= 4]
         colors = [(word[3], (int(word[0]), int(word[1]), int(word[2]))) for word in words if word[0].isdecimal()]
         parts, suffix = [("701_StillsRaw_full", "LabeledApproved_full")], "_L"
-        if not config.val_fraction:
+        if not config.val_from_train:
             raise ConfigError(
                 f"data.val_fraction: {root} has no validation images; set the share to set aside, e.g. 0.2"
             )
@@ -108,7 +109,7 @@ def _camvid(config: DataConfig, root: Path) -> Layout:
     labels.colors = [*labels.palette, *void]
     pairs = [
         match(root / images, root / masks, mask_suffix=suffix)
-        for images, masks in (parts[:1] if config.val_fraction else parts)
+        for images, masks in (parts[:1] if config.val_from_train else parts)
     ]
     return Layout(pairs[0], pairs[1] if len(pairs) > 1 else [], labels)
 
@@ -239,7 +240,7 @@ def _pairs(config: DataConfig, root: Path, images: str, masks: str | None) -> li
 
 def _both(config: DataConfig, train: str = "train", val: str = "val") -> list[str]:
     """The two splits; the second is empty if a share of the first is set aside."""
-    return [train, "" if config.val_fraction else val]
+    return [train, "" if config.val_from_train else val]
 
 
 def _refuse_empty(config: DataConfig, root: Path, found: list[list[PairOfFiles]]) -> None:

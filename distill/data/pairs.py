@@ -155,3 +155,22 @@ def hold_out(
             f"data.val_fraction: {fraction:g} of {what} leaves {side}; set another, or a folder of validation images"
         )
     return sides
+
+
+def leave_out(pairs: Sequence[PairOfFiles], pattern: str) -> tuple[list[PairOfFiles], list[PairOfFiles]]:
+    """Images to train on, and those in whose names a regular expression is found.
+
+    Raises:
+        ConfigError: it is found in none, or in all.
+    """
+    sides: tuple[list[PairOfFiles], list[PairOfFiles]] = ([], [])
+    for pair in pairs:
+        sides[re.search(pattern, pair.key) is not None].append(pair)
+    if not all(sides):
+        found = "all" if sides[1] else "none"
+        names = f"{pairs[0].key} … {pairs[-1].key}" if pairs else "there are no images"
+        raise ConfigError(
+            f"data.leave_out: {pattern!r} is found in {found} of the {len(pairs)} names of training images ({names}); "
+            "name a part of them"
+        )
+    return sides

@@ -236,7 +236,20 @@ def test_validation_images_are_set_aside_by_name(tmp_path):
     refused(tmp_path, "leaves no validation image", **settings, val_fraction=1e-9)
 
 
-@pytest.mark.parametrize("bad", [{"val_group": "("}, {"val_fraction": 1.0}, {"in_channels": 0}])
+def test_a_drive_is_left_out_of_all_that_is_learned_from(tmp_path):
+    for split, drives in (("train", "ABC"), ("val", "A")):
+        for name in [f"{drive}_{i}" for drive in drives for i in range(4)]:
+            picture(tmp_path / split / "images" / f"{name}.png")
+            mask_of(tmp_path / split / "masks" / f"{name}.png", [0, 1])
+    settings = {"format": "folders", "classes": ["a", "b"], "check": "off", "unlabeled": "train/images"}
+    splits = opened(tmp_path, **settings, leave_out="^B_")
+    assert {name[0] for name in splits.train.names} == {name[0] for name in splits.unlabeled.names} == {"A", "C"}
+    assert [name[0] for name in splits.val.names] == ["B"] * 4
+    refused(tmp_path, "data.leave_out: 'D' is found in none of the 12 names", **settings, leave_out="D")
+    refused(tmp_path, "data.leave_out: '_' is found in all of the 12 names", **settings, leave_out="_")
+
+
+@pytest.mark.parametrize("bad", [{"val_group": "("}, {"leave_out": "("}, {"val_fraction": 1.0}, {"in_channels": 0}])
 def test_settings_that_cannot_be_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DataConfig(**bad)
@@ -300,7 +313,13 @@ def test_one_class_against_the_rest(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"mask_colors": "palette"}, {"reduce_zero_label": True}, {"val_fraction": 0.2}, {"val_group": "a"}],
+    [
+        {"mask_colors": "palette"},
+        {"reduce_zero_label": True},
+        {"val_fraction": 0.2},
+        {"val_group": "a"},
+        {"leave_out": "a"},
+    ],
     ids=str,
 )
 def test_settings_that_would_change_nothing_are_named(settings):
