@@ -142,13 +142,18 @@ class RegionTerm(Term):
 
     @abstractmethod
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
-        """The loss of each class, `[C]`, from probabilities and one-hot labels `[pixels, C]`."""
+        """The loss of each class, `[C]`, from probabilities and labels of 0 and 1, `[C, pixels]`."""
 
     def value(self, student: Outputs, teacher: Outputs | None, target: Target) -> Tensor:
         """The mean over this micro-batch's classes, divided by the number of micro-batches."""
-        probabilities = student.upsampled().softmax(1).movedim(1, -1)[target.labeled]
-        truth = F.one_hot(target.mask[target.labeled].long(), probabilities.shape[1]).to(probabilities.dtype)
-        present = truth.amax(0) if len(truth) else truth.new_zeros(truth.shape[1])
+
+        def by_class(x: Tensor) -> Tensor:  # [N, C, H, W] → [C, pixels]; 0 where there is no label
+            return torch.where(target.labeled, x.transpose(0, 1), 0).flatten(1)
+
+        probabilities = by_class(student.upsampled().softmax(1))
+        ids = torch.arange(len(probabilities), device=probabilities.device, dtype=target.mask.dtype)
+        truth = by_class(target.mask.unsqueeze(1) == ids.view(-1, 1, 1)).to(probabilities.dtype)
+        present = truth.amax(1) if truth.shape[1] else truth.new_zeros(len(truth))
         losses = self.class_losses(probabilities, truth) * present
         return target.mean_over_micro_batches(losses.sum() / present.sum().clamp(min=1))
 
@@ -165,7 +170,7 @@ class Dice(RegionTerm):
 
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """1 - Dice: `[C]`."""
-        intersection, size = (probabilities * truth).sum(0), probabilities.sum(0) + truth.sum(0)
+        intersection, size = (probabilities * truth).sum(1), probabilities.sum(1) + truth.sum(1)
         return 1 - (2 * intersection + self.config.smooth) / (size + self.config.smooth).clamp(min=1e-12)
 
 
@@ -180,7 +185,7 @@ class Jaccard(RegionTerm):
 
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """1 - IoU: `[C]`."""
-        intersection, size = (probabilities * truth).sum(0), probabilities.sum(0) + truth.sum(0)
+        intersection, size = (probabilities * truth).sum(1), probabilities.sum(1) + truth.sum(1)
         return 1 - (intersection + self.config.smooth) / (size - intersection + self.config.smooth).clamp(min=1e-12)
 
 
@@ -198,11 +203,35 @@ class Lovasz(RegionTerm):
 
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """The Lovász extension of 1 - IoU: `[C]`."""
-        errors, order = (truth - probabilities).abs().sort(0, descending=True)
-        sorted_truth = truth.gather(0, order)
-        missed = sorted_truth.cumsum(0, dtype=torch.int32)  # float32 counts to 16.8 million
-        wrong = torch.arange(1, len(truth) + 1, dtype=torch.int32, device=truth.device).unsqueeze(1)
-        intersection = (missed[-1:] - missed).to(errors.dtype)
-        union = (missed[-1:] + wrong - missed).to(errors.dtype)
-        growth = torch.where(sorted_truth > 0, 1 / union, intersection / union / (union - 1).clamp(min=1))
-        return (errors * growth).sum(0)
+        errors = (truth - probabilities).abs()
+        growth = torch.zeros_like(errors)
+        with torch.no_grad():  # a class at a time: its numbers stay in the processor's cache
+            for row, error, true in zip(growth, errors, truth, strict=True):
+                order = largest_first(error)
+                row.scatter_(0, order, jaccard_growth(true.gather(0, order)))
+        return (errors * growth).sum(1)
+
+
+def jaccard_growth(truth: Tensor) -> Tensor:
+    """What 1 - I / U grows by when pixels join the wrong ones one after the other.
+
+    Args:
+        truth: 1 where a pixel is of the class, else 0, `[n]`.
+    """
+    missed = truth.cumsum(0, dtype=torch.int32)  # float32 counts to 16.8 million
+    total, wrong = missed[-1:], torch.arange(1, len(truth) + 1, dtype=torch.int32, device=truth.device)
+    intersection, union = (total - missed).to(truth.dtype), (total + wrong - missed).to(truth.dtype)
+    return torch.where(truth > 0, 1 / union, intersection / union / (union - 1).clamp(min=1))
+
+
+def largest_first(values: Tensor) -> Tensor:
+    """The positions that sort numbers ≥ 0 `[n]`, the largest first, equal ones as they stand.
+
+    On the CPU, NumPy sorts whole numbers, with the processor's vector instructions, some 15 times as fast as PyTorch
+    sorts floats: the bits of a float ≥ 0 are a whole number of the same order, and below them stands the position.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.float32:
+        return values.argsort(dim=0, descending=True, stable=True)
+    keys = ~values.view(torch.int32).long() << 32 | torch.arange(len(values))
+    keys.numpy().sort()
+    return keys & 0xFFFFFFFF

@@ -15,7 +15,7 @@ from losses_reference import counted, gradients_of, mean_over_pixels, scene, sof
 from distill.batch import VOID, Outputs, Target
 from distill.data.class_weights import class_weights
 from distill.losses.settings import CrossEntropyConfig, DiceConfig, FocalConfig, JaccardConfig, OHEMConfig
-from distill.losses.supervised import OHEM, CrossEntropy, Dice, Focal, Jaccard, Lovasz
+from distill.losses.supervised import OHEM, CrossEntropy, Dice, Focal, Jaccard, Lovasz, largest_first
 
 WEIGHTS = [0.5, 2.0, 1.0, 3.0]
 
@@ -152,6 +152,12 @@ def test_lovasz_is_one_minus_iou_for_hard_predictions():
         target = Target.of(torch.tensor([[labels]], dtype=torch.uint8))
         value = Lovasz()(Outputs(logits, (1, 5), (1, 5)), None, target)
         assert float(value) == pytest.approx(np.mean(expected), abs=1e-9)
+
+
+def test_the_sort_of_lovasz_is_pytorch_s():
+    values = torch.rand(5000).mul(400).round().div(400)  # many equal ones, zeros among them
+    values[:3] = torch.tensor([0.0, 1e-40, 1.0])  # and a denormal
+    assert torch.equal(largest_first(values), values.argsort(dim=0, descending=True, stable=True))
 
 
 def test_lovasz_is_the_sum_over_level_sets():
