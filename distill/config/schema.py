@@ -63,6 +63,8 @@ class DataConfig(Settings):
         image_size: `[height, width]` to which images and masks are resized when read; as they are if not given.
         crop_size: `[height, width]` of the training crops; smaller images are padded with void.
         augmentations: albumentations transforms before the crop, each `{Name: {argument: value}}`.
+        label_share: share of the training images, spread evenly over them, that is trained on; `unlabeled` may name
+            the folder of them all.
         max_train_samples: use only that many training images.
         max_eval_samples: use only that many validation images.
         cache: keep decoded images in memory (once a worker).
@@ -113,6 +115,7 @@ class DataConfig(Settings):
             {"RandomBrightnessContrast": {"p": 0.5}},
         ]
     )
+    label_share: float = 1.0
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
     cache: bool = True
@@ -144,6 +147,7 @@ class DataConfig(Settings):
                 raise ValueError(f"{name}: {text!r} is no regular expression ({error}); correct it") from None
         self.require(not (self.val_fraction and self.leave_out), "leave_out", "set this or val_fraction, not both")
         self.zero_to_one("max_void_share")
+        self.require(0 < self.label_share <= 1, "label_share", "must be above 0 and at most 1")
         self.require(0 < self.unlabeled_share < 1, "unlabeled_share", "must be above 0 and below 1")
         for name in ("image_size", "crop_size", "synthetic_size"):
             size = getattr(self, name)

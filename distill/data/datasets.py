@@ -187,6 +187,7 @@ def _refuse_unused(config: DataConfig) -> None:
         "reduce_zero_label": config.reduce_zero_label and drawn,
         "val_fraction": config.val_fraction and drawn,
         "leave_out": config.leave_out is not None and drawn,
+        "label_share": config.label_share < 1 and drawn,
         "val_group": config.val_group is not None and not config.val_fraction,
     }
     for name in (name for name, is_set in unused.items() if is_set):

@@ -14,7 +14,7 @@ from distill.config.schema import DataConfig
 from distill.data import layout_names as names
 from distill.data.images import IMAGE_SUFFIXES
 from distill.data.masks import Color, Labels
-from distill.data.pairs import PairOfFiles, find_images, hold_out, leave_out, match
+from distill.data.pairs import PairOfFiles, find_images, hold_out, leave_out, match, spread
 from distill.errors import ConfigError, harmless, printable
 from distill.visualize import default_palette
 
@@ -53,6 +53,7 @@ def read_layout(config: DataConfig) -> Layout:
         layout.train, layout.val = hold_out(layout.train, config.val_fraction, config.val_group)
     if config.leave_out:
         layout.train, layout.val = leave_out(layout.train, config.leave_out)
+    layout.train = spread(layout.train, config.label_share)
     return layout
 
 

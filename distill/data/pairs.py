@@ -174,3 +174,9 @@ def leave_out(pairs: Sequence[PairOfFiles], pattern: str) -> tuple[list[PairOfFi
             "name a part of them"
         )
     return sides
+
+
+def spread(pairs: list[PairOfFiles], share: float) -> list[PairOfFiles]:
+    """A share of the images, above 0 to 1, spread evenly over them; at least one."""
+    count = max(1, round(share * len(pairs)))
+    return [pairs[i * len(pairs) // count] for i in range(count)]

@@ -245,11 +245,16 @@ def test_a_drive_is_left_out_of_all_that_is_learned_from(tmp_path):
     splits = opened(tmp_path, **settings, leave_out="^B_")
     assert {name[0] for name in splits.train.names} == {name[0] for name in splits.unlabeled.names} == {"A", "C"}
     assert [name[0] for name in splits.val.names] == ["B"] * 4
+    few = opened(tmp_path, **settings, leave_out="^B_", label_share=0.25)
+    assert [name.split(".")[0] for name in few.train.names] == ["A_0", "C_0"]
+    assert few.unlabeled.names == splits.unlabeled.names
     refused(tmp_path, "data.leave_out: 'D' is found in none of the 12 names", **settings, leave_out="D")
     refused(tmp_path, "data.leave_out: '_' is found in all of the 12 names", **settings, leave_out="_")
 
 
-@pytest.mark.parametrize("bad", [{"val_group": "("}, {"leave_out": "("}, {"val_fraction": 1.0}, {"in_channels": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"val_group": "("}, {"leave_out": "("}, {"label_share": 0.0}, {"val_fraction": 1.0}, {"in_channels": 0}]
+)
 def test_settings_that_cannot_be_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DataConfig(**bad)
@@ -319,6 +324,7 @@ def test_one_class_against_the_rest(tmp_path):
         {"val_fraction": 0.2},
         {"val_group": "a"},
         {"leave_out": "a"},
+        {"label_share": 0.5},
     ],
     ids=str,
 )
