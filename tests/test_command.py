@@ -1,6 +1,7 @@
 """The installed command: from a wheel in another folder, in one process and in several."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -70,3 +71,18 @@ def test_a_wrong_command_is_one_line(capsys):
     capsys.readouterr()
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("distill 0.")
+
+
+def test_the_readme_shows_what_distill_results_prints(monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text()
+    (paths,) = re.findall(r"^    distill results (.*)$", readme, re.M)
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["results", *paths.split()]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) > 3
+    assert [line for line in readme.splitlines() if line in rows] == rows
+
+
+def test_results_of_something_else_are_named(tmp_path, capsys):
+    assert cli.main(["results", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"distill: error: {tmp_path}: holds no results of a run or a comparison")

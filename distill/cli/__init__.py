@@ -177,6 +177,13 @@ def data(argv: Sequence[str], prog: str = "distill data") -> int:
     return main(argv, prog)
 
 
+def results(argv: Sequence[str], prog: str = "distill results") -> int:
+    """What finished runs reached."""
+    from distill.cli.table import main
+
+    return main(argv, prog)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "data": (data, "look at a data set: counts, sizes, classes, images that stand twice, and a sheet of samples"),
     "train": (train, "train a teacher (or load one), distil a student, export it to ONNX and report on all of it"),
@@ -188,6 +195,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "evaluate": (evaluate, "score an ONNX file, an SMP folder or a run on any data set"),
     "sweep": (sweep, "train many students of one teacher and compare them"),
     "compare": (compare, "say what each of several settings gains over labels alone, and how surely"),
+    "results": (results, "show the scores of finished runs and comparisons as a table"),
     "benchmark": (benchmark, "measure the losses, the training step and the exported files"),
 }
 

@@ -26,7 +26,7 @@ def test_a_killed_tuning_leaves_nothing_beside_the_student(graphs, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_few_kills(tmp_path, world):
-    figure = kills(3, world, tmp_path)
+    figure = kills(2, world, tmp_path)
     assert figure.ok, figure.failures
 
 
@@ -51,7 +51,7 @@ def test_no_step_shows_twice_in_tensorboard(tmp_path):
 
 
 def test_kills_with_workers(tmp_path):
-    figure = kills(2, 1, tmp_path, workers=2)
+    figure = kills(1, 1, tmp_path, workers=2)
     assert figure.ok, figure.failures
 
 
