@@ -84,6 +84,10 @@ def sweep(argv: Sequence[str], prog: str = "distill sweep") -> int:
     follow()
     from distill import sweep
 
+    if searched := sweep.search_line(argv, prog):
+        if alone(searched[0]):
+            return in_processes(searched[0], ["sweep", *argv])
+        return exit_code(lambda stop: sweep.search(*searched, stop))
     config, trials, configs = sweep.command_line(argv, prog)
     if alone(config):
         return in_processes(config, ["sweep", *argv])

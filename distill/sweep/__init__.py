@@ -6,6 +6,8 @@ times shares its trials out.
 """
 
 from distill.sweep.ranking import collect, sweep, table
+from distill.sweep.search import command_line as search_line
+from distill.sweep.search import search
 from distill.sweep.trials import SECTIONS, Trial, command_line, read_trials
 
-__all__ = ["SECTIONS", "Trial", "collect", "command_line", "read_trials", "sweep", "table"]
+__all__ = ["SECTIONS", "Trial", "collect", "command_line", "read_trials", "search", "search_line", "sweep", "table"]

@@ -6,9 +6,7 @@ distill compare configs/sweeps/compare.yaml --teacher.checkpoint checkpoints/def
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -26,8 +24,6 @@ from distill.sweep.trials import Trial
 if TYPE_CHECKING:
     from distill.sweep.loop import Loop
     from distill.training.context import Run
-
-PATIENCE_SECONDS = 60
 
 
 def compare(plan: Plan, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -132,36 +128,13 @@ def records_of(folder: Path, names: Sequence[str], seed: int) -> list[dict[str, 
 def write(loop: Loop, planned: Planned) -> dict[str, Any]:
     """Writes the comparison of what is finished; of several processes at work in a folder one at a time."""
     from distill.storage import write_json, write_text
+    from distill.sweep.loop import alone
 
-    with alone(loop.folder):
+    with alone(loop.folder, "comparison"):
         found = build(loop.folder, planned, loop.failures)
         write_json(loop.folder / JSON, found)
         write_text(loop.folder / MARKDOWN, markdown(found) + "\n")
     return found
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process writes.
-
-    Raises:
-        ConfigError: one does for too long.
-    """
-    from distill.storage import lock
-
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            held = lock(folder / "locks" / "comparison")
-            break
-        except ConfigError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
-    try:
-        yield
-    finally:
-        held.close()
 
 
 def printed(folder: Path) -> str:

@@ -5,6 +5,7 @@ Its results are files in the folder of each trial, so whoever wants a table read
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,11 @@ from distill.training.times import AskingTimes, Stopwatch
 
 FAILURES, LOCKS, TIMES = "failures", "locks", "times"  # folders beside the trials
 TIMED = ("seconds", "cache_seconds")
+PATIENCE_SECONDS = 60
+
+
+class Pruned(Exception):
+    """A trial is not worth finishing."""
 
 
 @dataclass
@@ -109,6 +115,7 @@ class Loop:
 
         Raises:
             Stopped: the run was asked to stop.
+            Pruned: the trial was given up.
         """
         run, name = self.run, Path(trial.key).name
         note = self.folder / FAILURES / f"{name}.txt"
@@ -119,7 +126,7 @@ class Loop:
             return False
         try:
             new = self.finish(trial, trial_run)
-        except Stopped:
+        except (Stopped, Pruned):
             raise
         except Exception as error:
             if run.accelerator.is_main_process:
@@ -181,6 +188,28 @@ class Loop:
         if new := found != record and run.accelerator.is_main_process:
             write_json(folder / SCORES, found)
         return new
+
+
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Waits until no other process is at it.
+
+    Raises:
+        ConfigError: one is for too long.
+    """
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            held = lock(folder / LOCKS / name)
+            break
+        except ConfigError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        held.close()
 
 
 @contextmanager

@@ -6,11 +6,14 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.config.schema import Config
 from distill.errors import cell
 from distill.sweep.trials import Trial, describe
+
+if TYPE_CHECKING:
+    from distill.sweep.loop import Loop
 
 
 def sweep(
@@ -23,19 +26,26 @@ def sweep(
         Stopped: `stop` said so; the same call goes on from there.
     """
     # Only now: they import torch.
-    from distill.storage import write_json, write_text
     from distill.sweep.loop import opened, raise_failures, train_all
-    from distill.training.distributed import from_main
 
     with opened(config, stop) as loop:
         train_all(loop, trials, configs)
-        run = loop.run
-        found = from_main(run.accelerator, lambda: collect(config.folder))
-        if run.accelerator.is_main_process:
-            write_json(config.folder / "sweep.json", found)
-            write_text(config.folder / "sweep.md", table(found) + "\n")
-        run.say(f"\n{table(found)}\n\n{config.folder}/sweep.json, tensorboard --logdir {config.folder}/tensorboard")
+        found = finish(loop)
         raise_failures(loop.failures)
+    return found
+
+
+def finish(loop: Loop) -> list[dict[str, Any]]:
+    """Writes and says the scores of every trial that is there."""
+    from distill.storage import write_json, write_text
+    from distill.training.distributed import from_main
+
+    run, folder = loop.run, loop.folder
+    found = from_main(run.accelerator, lambda: collect(folder))
+    if run.accelerator.is_main_process:
+        write_json(folder / "sweep.json", found)
+        write_text(folder / "sweep.md", table(found) + "\n")
+    run.say(f"\n{table(found)}\n\n{folder}/sweep.json, tensorboard --logdir {folder}/tensorboard")
     return found
 
 

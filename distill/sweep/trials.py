@@ -18,10 +18,12 @@ from distill.config.parse import parse, read_flags, read_yaml, refuse_mixed
 from distill.config.schema import Config
 from distill.errors import ConfigError, say
 
+DESCRIPTION = "Train many students of one teacher and compare them."
 FILE_HELP = """the file may hold:
   trials    name: {setting: value, ...}, one student each
   grid      setting: [values]; every combination
   random    samples: 20, seed: 0, settings: {setting: [values] or {min: 1e-4, max: 1e-2, log: true}}
+  search    samples: 20, settings: as for random; proposed by what was learned, poor ones end early (needs Optuna)
   settings  setting: value, of all trials
   seeds     [0, 1, 2]; every trial once with each
 
@@ -177,8 +179,7 @@ def settings_of_trial(trial: Trial, shared: Sequence[str]) -> Config:
 
 def command_line(arguments: Sequence[str], prog: str = "sweep.py") -> tuple[Config, list[Trial], list[Config]]:
     """The sweep that a command line asks for; bad input becomes one line."""
-    description = "Train many students of one teacher and compare them."
-    own, rest = command_parser(prog, description, FILE_HELP).parse_known_args(arguments)
+    own, rest = command_parser(prog, DESCRIPTION, FILE_HELP).parse_known_args(arguments)
     try:
         trials = read_trials(own.file, own.seeds, own.only)
         # Checked one by one before the first is trained.

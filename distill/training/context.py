@@ -39,6 +39,8 @@ class Run:
         foreign: the teacher that the settings name, if it is none of this project's, or of other classes.
         remembered: what teacher and baseline, which do not change, predict of the validation images, once they were
             asked.
+        on_score: called on every process with the step and the mIoU of each validation of a training; what it raises
+            ends that.
         times: folder in which the seconds of each training are kept; None keeps none.
     """
 
@@ -52,6 +54,7 @@ class Run:
     foreign: Opened | None = None
     remembered: dict[str, dict[int, bytes]] = field(default_factory=dict)
     times: Path | None = None
+    on_score: Callable[[int, float], None] = lambda step, score: None
 
     @property
     def files(self) -> dict[str, str]:

@@ -259,6 +259,7 @@ class Trainer:
         best = f"(best {100 * self.best['mean_iou']:.2f} at {self.best['step']})"
         score = f"mIoU {100 * scores.mean_iou:5.2f} {best}" if scores.present else "done"
         run.say(f"{name:8} step {self.step:5}  {score}")
+        run.on_score(self.step, scores.mean_iou)
 
     def save(self) -> None:
         """Writes the state of now, on the main process."""
