@@ -15,6 +15,7 @@ from distill.data import layout_names as names
 from distill.data.images import IMAGE_SUFFIXES
 from distill.data.masks import Color, Labels
 from distill.data.pairs import PairOfFiles, find_images, hold_out, match
+from distill.data.planes import find_planes
 from distill.errors import ConfigError, harmless, printable
 from distill.visualize import default_palette
 
@@ -59,6 +60,8 @@ def _folders(config: DataConfig, root: Path) -> Layout:
     labels, notes = _own_labels(config)
     _check_root(root)
     train = _pairs(config, root, config.train_images, config.train_masks)
+    if config.multilabel and config.train_masks is None:
+        raise ConfigError("data.train_masks: null, but data.multilabel needs masks; set the folder of the planes")
     if config.val_fraction:
         return Layout(train, [], labels, notes)
     val_masks = config.val_masks
@@ -216,6 +219,8 @@ def _own_labels(config: DataConfig) -> tuple[Labels, list[str]]:
         raise ConfigError(f"data.classes: format {config.format!r} needs the class names, in the order of their ids")
     classes, notes = list(config.classes), []
     palette: Sequence[Color] = config.palette or ()
+    if config.multilabel:
+        return Labels(classes, palette or default_palette(len(classes))), notes
     if len(classes) == 1 and classes != [BACKGROUND]:
         notes = [f"data.classes: one name, so masks hold 0 ({BACKGROUND}) and 1 ({classes[0]})"]
         classes, palette = [BACKGROUND, *classes], [[0, 0, 0], *palette] if len(palette) == 1 else palette
@@ -234,6 +239,8 @@ def _check_root(root: Path) -> None:
 
 def _pairs(config: DataConfig, root: Path, images: str, masks: str | None) -> list[PairOfFiles]:
     folder = None if masks is None else root / masks
+    if config.multilabel and folder:
+        return find_planes(config, root / images, folder, config.classes or ())
     return match(root / images, folder, bool(config.in_channels), config.image_suffix, config.mask_suffix)
 
 
