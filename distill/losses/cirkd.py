@@ -73,6 +73,7 @@ class CIRKD(MapTerm):
 
     Config = CIRKDConfig
     config: CIRKDConfig
+    many_labels = "cannot"
 
     def build(self, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int]) -> None:
         """Also makes the memories and the student's projection."""

@@ -80,6 +80,7 @@ class DIST(MapTerm):
 
     Config = DISTConfig
     config: DISTConfig
+    many_labels = "cannot"
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""

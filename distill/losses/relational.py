@@ -73,6 +73,7 @@ class IFVD(MapTerm):
 
     Config = IFVDConfig
     config: IFVDConfig
+    many_labels = "cannot"
     needs_labels: ClassVar[bool] = True
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:

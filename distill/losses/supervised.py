@@ -139,6 +139,7 @@ class RegionTerm(Term):
     """
 
     needs_labels: ClassVar[bool] = True
+    many_labels = "each class"
 
     @abstractmethod
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:
