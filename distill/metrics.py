@@ -46,7 +46,7 @@ class Scores:
 
     @property
     def counts(self) -> Tensor:
-        """Pixels of each class that are right, that have it, that are said to have it, and that are labeled: `[4, C]`."""
+        """Of each class, the pixels that are right, that have it, that are said to have it, and all: `[4, C]`."""
         if self.matrix.ndim == 3:
             with_class = self.matrix[:, 1, 1], self.matrix[:, 1].sum(1), self.matrix[:, :, 1].sum(1)
             return torch.stack([*with_class, self.matrix.sum((1, 2))])

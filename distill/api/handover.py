@@ -21,7 +21,7 @@ from distill.reporting.results import Results
 NAMES = ("arch", "encoder_name", "encoder_weights")  # of a network that is built by name
 DATA = (
     *("classes", "palette", "crop_size", "augmentations", "max_train_samples", "max_eval_samples", "check"),
-    *("allow_missing_classes", "max_void_share", "num_workers"),
+    *("allow_missing_classes", "max_void_share", "num_workers", "multilabel"),
 )
 
 

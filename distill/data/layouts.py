@@ -60,8 +60,6 @@ def _folders(config: DataConfig, root: Path) -> Layout:
     labels, notes = _own_labels(config)
     _check_root(root)
     train = _pairs(config, root, config.train_images, config.train_masks)
-    if config.multilabel and config.train_masks is None:
-        raise ConfigError("data.train_masks: null, but data.multilabel needs masks; set the folder of the planes")
     if config.val_fraction:
         return Layout(train, [], labels, notes)
     val_masks = config.val_masks
@@ -217,7 +215,7 @@ def _own_labels(config: DataConfig) -> tuple[Labels, list[str]]:
     """Labels whose names are the settings'; a single name is that of the foreground."""
     if not config.classes:
         raise ConfigError(f"data.classes: format {config.format!r} needs the class names, in the order of their ids")
-    classes, notes = list(config.classes), []
+    classes, notes = list(config.classes), list[str]()
     palette: Sequence[Color] = config.palette or ()
     if config.multilabel:
         return Labels(classes, palette or default_palette(len(classes))), notes

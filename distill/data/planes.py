@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def find_planes(config: DataConfig, images: Path, masks: Path, classes: Sequence
             fix = "add it, with masks that are all 0 where the class is not to be seen"
             raise ConfigError(f"{masks / missing[0]}: is not there, but other classes have a folder of masks; {fix}")
         found = [match(images, masks / name, bool(config.in_channels), *suffixes) for name in classes]
-        return [PairOfFiles(of[0].key, of[0].image, of[0].mask, tuple(p.masks[0] for p in of)) for of in zip(*found, strict=True)]
+        return [replace(of[0], planes=tuple(pair.masks[0] for pair in of)) for of in zip(*found, strict=True)]
     if not masks.is_dir() or not any(path.suffix.lower() in SUFFIXES for path in masks.rglob("*")):
         listed = f"a folder for each class ({', '.join(classes[:3])}{', …' * (len(classes) > 3)})"
         raise ConfigError(
@@ -120,9 +121,9 @@ def _header(path: Path, classes: int, max_pixels: int) -> Header:
 
 
 def label_counts(mask: np.ndarray) -> np.ndarray:
-    """Pixels of each class, of no label (254) and of void (255) in a mask `[H, W]` or planes `[C, H, W]`: int64 `[256]`.
+    """Pixels of each class, of no label (254) and of void (255), int64 `[256]`, in a mask `[H, W]` or planes.
 
-    Of planes, those places where a class is not are counted at `NONE`.
+    Of planes `[C, H, W]`, those places where a class is not are counted at `NONE`.
     """
     if mask.ndim == 2:
         return np.bincount(mask.ravel(), minlength=256)

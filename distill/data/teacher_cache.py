@@ -198,7 +198,8 @@ class CachedTargets:
             moved: where the crop comes from: the transformed image of coordinates (see `pixel_positions.coordinates`).
 
         Returns:
-            Float16 `[C, h, w]`, relative to the largest of each cell of the map, unless classes do not exclude each other.
+            Float16 `[C, h, w]`, relative to the largest of each cell of the map; or of classes that do not exclude each
+            other, as they are.
         """
         entry = self.cache.entries[self.names[index]]
         crop = entry.geometry.of_crop(moved.shape[:2])  # type: ignore[arg-type]

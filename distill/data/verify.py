@@ -39,7 +39,8 @@ def check_splits(
         progress: wraps the loop over items, such as tqdm.
 
     Returns:
-        Pixels of the training masks by class, with many labels a pixel then those of none, void last; None unless every label was looked at.
+        Pixels of the training masks by class, with many labels a pixel then those of none, void last; None unless
+        every label was looked at.
 
     Raises:
         ConfigError: names the bad files, one a line if there are several, or says what the labels lack.

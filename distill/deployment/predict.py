@@ -63,7 +63,9 @@ def predict(
     max_pixels: int = media.MAX_PIXELS,
     min_confidence: float | None = None,
 ) -> Summary:
-    """Writes `masks/<name>.png` (with many labels a pixel, `masks/<class>/<name>.png` of 0 and 1) and, if asked for, `overlays/<name>.jpg` and `side_by_side/<name>.jpg`.
+    """Writes `masks/<name>.png` and, if asked for, `overlays/<name>.jpg` and `side_by_side/<name>.jpg`.
+
+    With many labels a pixel, `masks/<class>/<name>.png` of 0 and 1 for each class, as training data is read.
 
     Of a video it also writes `videos/<name>.mp4`: the overlays, or student and teacher side by side.
 

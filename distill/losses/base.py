@@ -14,6 +14,8 @@ from distill.batch import UNLABELED, VOID, Outputs, Target
 from distill.losses.geometry import Cells, at_least_float32
 from distill.losses.settings import LayersConfig, TermConfig
 
+ManyLabels = Literal["pairs", "each class", "maps", "cannot"]
+
 
 class Term(nn.Module, ABC):
     """One summand of the objective; sub-modules (adapters) train with the student and are never exported.
@@ -27,9 +29,9 @@ class Term(nn.Module, ABC):
         needs_teacher: without a teacher it cannot be computed.
         needs_labels: pixels without a label count nothing in it.
         features: the feature maps it wants of both networks.
-        many_labels: how it sees classes that do not exclude each other (see `many_labels`): as `pairs` of logits without
-            and with a class, all at once; so of `each class`, and the mean over these; as `maps`; or it cannot, since
-            it relates classes that do.
+        many_labels: how it sees classes that do not exclude each other (see the module of that name): as `pairs` of
+            logits without and with a class, all at once; so of `each class`, and the mean over these; as `maps`; or it
+            cannot, since it relates classes that do.
     """
 
     Config: ClassVar[type[TermConfig]]
@@ -37,7 +39,7 @@ class Term(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     features: tuple[str, ...] = ()
-    many_labels: ClassVar[Literal["pairs", "each class", "maps", "cannot"]] = "pairs"
+    many_labels: ClassVar[ManyLabels] = "pairs"
 
     def __init__(self, config: TermConfig | None = None):
         """A loss.
@@ -131,7 +133,7 @@ class MapTerm(Term):
     """
 
     needs_teacher: ClassVar[bool] = True
-    many_labels = "maps"
+    many_labels: ClassVar[ManyLabels] = "maps"
     adapts: ClassVar[bool] = False
 
     def __init__(self, config: TermConfig | None = None):

@@ -43,7 +43,7 @@ class Asked(nn.Module):
     def identity(self) -> dict[str, Any]:
         """What its answers depend on, by which they are known again: its weights and its input."""
         usual = self.image == RGB and self.bands is None  # of which older caches say nothing
-        kind = {} if usual else {"image": str(self.image), "bands": self.bands}
+        kind: dict[str, Any] = {} if usual else {"image": str(self.image), "bands": self.bands}
         kind |= {"multilabel": True} if self.multilabel else {}
         return kind | {
             "teacher": fingerprint(self)[:32],
@@ -52,7 +52,6 @@ class Asked(nn.Module):
             "std": self.std.flatten().tolist(),
             "stride": self.stride,
         }
-
 
     def decide(self, logits: Tensor) -> Tensor:
         """Class ids int64 `[N, H, W]` of logits `[N, C, H, W]`; with many labels a pixel, `[N, C, H, W]` of 0 and 1."""
@@ -63,6 +62,16 @@ class Asked(nn.Module):
         if self.multilabel:
             return logits.abs().sigmoid()
         return (logits.amax(1) - logits.logsumexp(1)).exp().clamp(max=1)
+
+
+def probabilities_of(logits: Tensor, multilabel: bool) -> Tensor:
+    """Of logits `[N, C, ...]`, to be averaged: softmax over the classes, or the sigmoid of each."""
+    return logits.sigmoid() if multilabel else logits.softmax(1)
+
+
+def logits_from(probabilities: Tensor, multilabel: bool) -> Tensor:
+    """Logits of averaged probabilities: their logarithms, or inverse sigmoids."""
+    return probabilities.logit(1e-7) if multilabel else probabilities.clamp(min=1e-30).log()
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,14 @@ from distill.errors import ConfigError
 
 INPUT = "input.json"  # ours, of networks that take other images than RGB of 8 bits
 HEAD = "head.json"  # ours, of networks whose classes do not exclude each other
-FILES = ("config.json", "model.safetensors", "id2label.json", "albumentations_config_eval.json", INPUT, HEAD)  # all read
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "id2label.json",
+    "albumentations_config_eval.json",
+    INPUT,
+    HEAD,
+)  # all read
 MAX_BYTES = 1_000_000
 MAX_NUMBER = 100_000  # above the channels, blocks and sizes of any known network
 FETCHING = ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")  # timm's
@@ -94,9 +101,11 @@ def read_multilabel(folder: Path, wanted: bool | None) -> bool:
         raise ConfigError(f'{path}: holds {json.dumps(found):.100}; expected {{"head": "multilabel"}}, or no such file')
     says = path.is_file() or (bool(wanted) and not (folder / "id2label.json").is_file())
     if wanted is not None and says != wanted:
-        kinds = {True: "any number of its classes at a pixel", False: "one class a pixel"}
-        fix = "take another network" if says else f"take another, or if that is wrong write {{\"head\": \"multilabel\"}} to {path}"
-        raise ConfigError(f"{folder}: says {kinds[says]}, but the data has {kinds[wanted].replace('its', 'the')}; {fix}")
+        kinds = {True: "any number of classes at a pixel", False: "one class a pixel"}
+        fix = "take another network"
+        if wanted:
+            fix += f', or if that is wrong write {{"head": "multilabel"}} to {path}'
+        raise ConfigError(f"{folder}: gives {kinds[says]}, but the data has {kinds[wanted]}; {fix}")
     return says
 
 

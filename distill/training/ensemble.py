@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.batch import Outputs
 from distill.losses.geometry import Cells, cell_position, interpolation, pixel_centers
-from distill.models.asked import Asked
+from distill.models.asked import Asked, logits_from, probabilities_of
 
 
 class Ensemble(Asked):
@@ -69,9 +69,8 @@ class Ensemble(Asked):
             plain = network is first and scale == 1 and not mirrored
             outputs = own if plain else network(_seen(image, scale, mirrored))
             logits = outputs.logits.float() if plain else _at_cells(outputs, cells, own.size, mirrored)
-            total += weight * (logits.sigmoid() if self.multilabel else logits.softmax(1))
-        averaged = total.clamp(1e-7, 1 - 1e-7).logit() if self.multilabel else total.clamp(min=1e-30).log()
-        return Outputs(averaged, own.size, own.padded_size, own.align_corners)
+            total += weight * probabilities_of(logits, self.multilabel)
+        return Outputs(logits_from(total, self.multilabel), own.size, own.padded_size, own.align_corners)
 
     def _answers(self) -> Iterator[tuple[Asked, float, float, bool]]:
         """Who is asked for what: network, weight, scale, whether mirrored."""

@@ -99,8 +99,8 @@ class Objective(nn.Module):
         total, values, gradient_norms = torch.zeros((), device=student.logits.device), {}, {}
         if together:
             weights = [self.weights[name] for name in together]
-            options = {"norms": norms, "compiled": self.compiled}
-            result = fused(list(together.values()), weights, *(views.pairs() if views else seen), **options)
+            named, pairs = list(together.values()), views.pairs() if views else seen
+            result = fused(named, weights, *pairs, norms=norms, compiled=self.compiled)
             total, values = result.total, dict(zip(together, result.values, strict=True))
             if result.norms:
                 gradient_norms = {n: self.weights[n] * v for n, v in zip(together, result.norms, strict=True)}
@@ -132,7 +132,9 @@ def build_objective(config: Config, student: Network, teacher: Asked | None) -> 
             why = "relates classes that exclude each other, and those of data.multilabel do not"
             raise ConfigError(f"{name}.weight: this loss {why}; set 0")
         if student.multilabel and getattr(section, "standardize", False):
-            raise ConfigError(f"{name}.standardize: of two logits, without and with a class, it leaves 1 and -1; set false")
+            raise ConfigError(
+                f"{name}.standardize: of two logits, without and with a class, it leaves 1 and -1; set false"
+            )
         try:
             terms[name], weights[name] = term(section), section.weight
             if teacher:

@@ -217,8 +217,7 @@ def encoded(
         teacher: who is asked.
         dataset: the images.
         index: of the image.
-        temperature: at which KL(teacher‖kept) is measured, in nats, mean over the cells (and classes that do not exclude each other); 0
-            does not measure it.
+        temperature: at which KL(teacher‖kept) is measured, in nats, mean over the cells; 0 does not measure it.
     """
     image, mask = dataset.read(index)
     device = teacher.network.mean.device
