@@ -106,8 +106,8 @@ def _header(path: Path, classes: int, max_pixels: int) -> Header:
     if path.suffix.lower() == ".npy":
         array = open_array(path, max_pixels)
         shape = array.shape
-        if len(shape) == 3 and shape[0] == classes and shape[2] != classes:
-            shape = (*shape[1:], classes)
+        if len(shape) == 3 and shape[2] != classes and (shape[0] == classes or shape[0] < shape[2]):
+            shape = (*shape[1:], shape[0])
         header = Header(*(*shape, 1)[:3])
         checked_bytes(path, max_pixels, (header.height, header.width, header.channels), array.dtype)
     else:

@@ -44,16 +44,10 @@ class Views:
         """N images of two classes, without and with one of the classes."""
         return *self._each(lambda z: z[:, index]), replace(self.target, mask=self.target.mask[:, index])
 
-    def maps(self) -> tuple[Outputs, Outputs | None, Target]:
-        """Everything as it is, for what compares maps; of each pixel the share counts of classes that are not void."""
-        classes = self.target.mask.shape[1]
-        labeled, valid = self.target.labeled_count / classes, self.target.valid_count / classes
-        return self.student, self.teacher, replace(self.target, labeled_count=labeled, valid_count=valid)
-
     def value(self, term: Term) -> Tensor:
-        """A term's value, a scalar."""
+        """A term's value, a scalar; where maps are compared, a pixel counts in each class in which it is not void."""
         if term.many_labels == "maps":
-            return term(*self.maps())
+            return term(self.student, self.teacher, self.target)
         if term.many_labels == "each class":
             classes = self.target.mask.shape[1]
             return torch.stack([term(*self.of_class(i)) for i in range(classes)]).mean()

@@ -335,7 +335,7 @@ def render_planes(seed: int, index: int, height: int, width: int) -> tuple[Array
     planes = [
         cv2.resize(apart[name].view(np.uint8) * 255, (width, height), None, 0, 0, cv2.INTER_AREA) for name in PLANES
     ]
-    return image, (np.stack(planes) > 127).astype(np.uint8)
+    return image, (np.stack(planes) > 128).astype(np.uint8)  # of more than half a pixel
 
 
 def _painted(seed: int, index: int, height: int, width: int) -> tuple[Canvas, Array, int]:
