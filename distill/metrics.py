@@ -19,13 +19,15 @@ def confusion_matrix(prediction: Tensor, mask: Tensor, classes: int) -> Tensor:
     """Counts of pixels by true class (rows) and predicted class (columns).
 
     Args:
-        prediction: class ids `[N, H, W]`.
-        mask: uint8 `[N, H, W]`; void and unlabeled pixels are not counted.
+        prediction: class ids `[N, H, W]`; with many labels a pixel, `[N, C, H, W]` of 0 and 1.
+        mask: uint8 of the same shape; void and unlabeled pixels are not counted.
         classes: number of classes.
 
     Returns:
-        int64 `[classes, classes]`.
+        int64 `[classes, classes]`; with many labels a pixel, `[classes, 2, 2]`: without and with each class.
     """
+    if mask.ndim == 4:
+        return torch.stack([confusion_matrix(prediction[:, i], mask[:, i], 2) for i in range(classes)])
     # Pixels without a label go to an extra row, which is cheaper than picking the others out.
     truth = torch.where(mask < UNLABELED, mask, classes).long()
     counts = torch.bincount((truth * classes + prediction).flatten(), minlength=(classes + 1) * classes)
@@ -37,16 +39,24 @@ class Scores:
     """What a confusion matrix says.
 
     Attributes:
-        matrix: int64 `[C, C]`, rows are the truth.
+        matrix: int64 `[C, C]`, rows are the truth; with many labels a pixel, `[C, 2, 2]`.
     """
 
     matrix: Tensor
 
     @property
+    def counts(self) -> Tensor:
+        """Of each class, the pixels that are right, that have it, that are said to have it, and all: `[4, C]`."""
+        if self.matrix.ndim == 3:
+            with_class = self.matrix[:, 1, 1], self.matrix[:, 1].sum(1), self.matrix[:, :, 1].sum(1)
+            return torch.stack([*with_class, self.matrix.sum((1, 2))])
+        total = self.matrix.sum().expand(len(self.matrix))
+        return torch.stack([self.matrix.diag(), self.matrix.sum(1), self.matrix.sum(0), total])
+
+    @property
     def iou(self) -> list[float | None]:
         """Intersection over union of each class, 0 to 1; None if no pixel of the ground truth has it."""
-        inter = self.matrix.diag().tolist()
-        truth, predicted = self.matrix.sum(1).tolist(), self.matrix.sum(0).tolist()
+        inter, truth, predicted, _ = self.counts.tolist()
         return [i / (t + p - i) if t else None for i, t, p in zip(inter, truth, predicted, strict=True)]
 
     @property
@@ -62,8 +72,8 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of labeled pixels that are right."""
-        return self.matrix.diag().sum().item() / max(1, self.matrix.sum().item())
+        """Share of labeled pixels that are right; with many labels a pixel, of pixels and classes."""
+        return self.matrix.diagonal(0, -2, -1).sum().item() / max(1, self.matrix.sum().item())
 
     @property
     def skill(self) -> float:
@@ -75,9 +85,8 @@ class Scores:
         """
         if self.present < 2:
             return 0.0
-        matrix = self.matrix.double()
-        inter, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-        expected = truth * predicted / truth.sum()
+        inter, truth, predicted, total = self.counts.double()
+        expected = truth * predicted / total.clamp(min=1)
         skill = (inter - expected) / (truth + predicted - inter - expected)
         return skill[truth > 0].mean().item()
 
@@ -87,16 +96,18 @@ class Comparison:
 
     Args:
         classes: number of classes.
+        multilabel: whether a pixel may have any number of them.
     """
 
-    def __init__(self, classes: int):
-        self.matrices = torch.zeros(2, classes, classes, dtype=torch.int64)
+    def __init__(self, classes: int, multilabel: bool = False):
+        self.classes = classes
+        self.matrices = torch.zeros(2, classes, *((2, 2) if multilabel else (classes,)), dtype=torch.int64)
         self.equal = self.pixels = 0
 
     def add(self, reference: Tensor, candidate: Tensor, mask: Tensor) -> None:
-        """Counts images: class ids of both, and labels, each `[N, H, W]`."""
+        """Counts images: class ids of both, and labels, each `[N, H, W]`, or `[N, C, H, W]`."""
         for matrix, prediction in zip(self.matrices, (reference, candidate), strict=True):
-            matrix += confusion_matrix(prediction, mask, len(matrix))
+            matrix += confusion_matrix(prediction, mask, self.classes)
         self.equal += int((reference == candidate).sum())
         self.pixels += candidate.numel()
 
@@ -135,7 +146,16 @@ class BoundaryIoU:
         self.counts = np.zeros((3, classes), dtype=np.int64)  # intersection, truth, prediction
 
     def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
-        """Counts an image: class ids uint8 `[H, W]`, and labels that may hold void or unlabeled pixels."""
+        """Counts an image: class ids uint8 `[H, W]`, and labels that may hold void or unlabeled pixels.
+
+        With many labels a pixel, both are `[C, H, W]`, and the outline is that between without and with a class.
+        """
+        if mask.ndim == 3:
+            for i, (said, labels) in enumerate(zip(prediction, mask, strict=True)):
+                of_class = BoundaryIoU(2)
+                of_class.add(said, labels)
+                self.counts[:, i] += of_class.counts[:, 1]
+            return
         reach = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*mask.shape))))
         for top in range(0, len(mask), ROWS):  # and as many rows around these as a window reaches
             first, bottom = max(0, top - reach), min(top + ROWS, len(mask))

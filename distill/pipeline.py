@@ -35,7 +35,7 @@ from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
 from distill.training.ensemble import Ensemble
 from distill.training.foreign_teacher import open_foreign
-from distill.training.from_data import settled
+from distill.training.from_data import check_heads, settled
 from distill.training.objective import Objective, build_objective
 from distill.training.provenance import (
     RECORD,
@@ -152,6 +152,7 @@ def opened(
     """What stages share: processes, and data and settings that were found to be right."""
     with started(config) as accelerator, name_failed_ranks(config.timeout_seconds):
         splits = data or on_all(accelerator, lambda: open_splits(config.data))
+        on_all(accelerator, lambda: check_heads(config, splits))
         run = Run(config, accelerator, splits, stop, own=own or {})
         record = config.folder / CHECKED
         run.checked = on_all(accelerator, lambda: check_once(splits, config.data, record, run.progress, run.say))
@@ -243,7 +244,8 @@ def begin_alike(run: Run) -> None:
     network = models.build(config, run.splits.classes, own, run.splits.image)
     if not folder.is_dir():
         publish(folder, lambda temporary: models.save(network, temporary), size_of(network.state_dict()))
-    begun = models.load(folder, run.splits.classes, config.mean, config.std, own, run.splits.image)
+    many = run.splits.multilabel
+    begun = models.load(folder, run.splits.classes, config.mean, config.std, own, run.splits.image, None, many)
     own.load_state_dict(begun.model.state_dict())
 
 
@@ -398,7 +400,8 @@ def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
     """The network of a folder that only the main process needs to see; the others get its files from there."""
     own = run.own.get("student") if wanted is run.config.student else None
     accelerator, about = run.accelerator, (run.splits.classes, wanted.mean, wanted.std, own, run.splits.image)
-    network = on_main(accelerator, lambda: models.load(folder, *about, wanted.channels))
+    further = (wanted.channels, run.splits.multilabel)
+    network = on_main(accelerator, lambda: models.load(folder, *about, *further))
     if accelerator.num_processes > 1:
         paths = (folder / name for name in FILES)
         files = from_main(accelerator, lambda: {path.name: path.read_bytes() for path in paths if path.is_file()})
@@ -406,7 +409,7 @@ def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:
             with tempfile.TemporaryDirectory() as copy:
                 for name, content in files.items():
                     (Path(copy) / name).write_bytes(content)
-                network = models.load(Path(copy), *about, wanted.channels)
+                network = models.load(Path(copy), *about, *further)
     assert network is not None
     return network.to(accelerator.device)
 

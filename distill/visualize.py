@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 VOID_COLOR = (96, 96, 96)
+NOTHING, NOTHING_COLOR = 253, (24, 24, 24)  # where none of several classes is that may be at a pixel
+UNKNOWN = 254  # as a label: none is known; from here on, see `distill.batch`, which needs torch
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
 ROWS = 1024  # of an image that become an array at once
 GAP, TITLE = 4, 18  # pixels between panels and above them
@@ -63,8 +65,23 @@ def color_table(palette: Palette) -> np.ndarray:
 
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
-    """Class ids uint8 `[H, W]` in colors uint8 `[H, W, 3]`; void is gray."""
-    return color_table(palette)[mask]
+    """Class ids uint8 `[H, W]`, or planes `[C, H, W]`, in colors uint8 `[H, W, 3]`; void is gray."""
+    if mask.ndim == 2:
+        return color_table(palette)[mask]
+    table = color_table(palette)
+    table[NOTHING] = NOTHING_COLOR
+    return table[topmost(mask)]
+
+
+def topmost(planes: np.ndarray) -> np.ndarray:
+    """Of planes of 0, 1 and void, uint8 `[C, H, W]`, the last class of each pixel: uint8 `[H, W]`.
+
+    `NOTHING` where there is none, void where there is none and one is unknown.
+    """
+    top = np.where((planes >= UNKNOWN).any(0), np.uint8(255), np.uint8(NOTHING))
+    for i, plane in enumerate(planes):
+        top[plane == 1] = i
+    return top
 
 
 def palette_image(mask: np.ndarray, palette: Palette) -> Image.Image:
@@ -109,10 +126,14 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: floa
 
     Args:
         image: `[H, W, C]`, of any kind.
-        mask: uint8 `[H, W]`.
+        mask: uint8 `[H, W]`; or planes `[C, H, W]`, whose colors are where a class is, later ones over earlier ones.
         palette: a color a class.
         opacity: of the colors, 0 to 1.
     """
+    if mask.ndim == 3:
+        seen, top = viewable(image), topmost(mask)
+        colors = np.where((top == NOTHING)[..., None], seen, color_table(palette)[top])
+        return np.asarray(Image.blend(Image.fromarray(seen), Image.fromarray(colors), opacity))
     return np.asarray(Image.blend(Image.fromarray(viewable(image)), Image.fromarray(colorize(mask, palette)), opacity))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -202,10 +202,11 @@ def evaluate(
 
     network = load(model) if isinstance(model, (str, Path)) else model
     other = load(teacher) if isinstance(teacher, (str, Path)) else teacher
-    dataset, classes = _dataset(data, split, network.classes, ignore_index)
+    dataset, classes = _dataset(data, split, network.classes, ignore_index, network.multilabel)
+    many = dataset.read(0)[1].ndim == 3
     for name, one in (("model", network), ("teacher", other)):
         if one:
-            detailed.check_classes(Path(model if isinstance(model, (str, Path)) else name), one, classes)
+            detailed.check_classes(Path(model if isinstance(model, (str, Path)) else name), one, classes, many)
     probabilities: detailed.Probabilities = detailed.plain(network)
     if window:
         probabilities = detailed.Sliding(probabilities, window)
@@ -273,6 +274,7 @@ def export(
     output: str = "logits",
     opset: int = 18,
     ignore_index: int = 255,
+    multilabel: bool = False,
 ) -> OnnxFile:
     """Writes a network as one ONNX file that takes raw images, and proves it on real ones.
 
@@ -286,6 +288,7 @@ def export(
         output: what the file gives beside the mask: `logits`, the `confidence` or `none`.
         opset: ONNX opset.
         ignore_index: of data of yours: label that does not count.
+        multilabel: for a module: its classes do not exclude each other; a folder says so itself.
 
     Returns:
         The file with its proof: largest differences, agreement, mIoU, sizes, bytes.
@@ -311,14 +314,18 @@ def export(
     elif classes is None:
         raise ConfigError("classes: name them, in the order of their ids; a module does not know them")
     else:
-        network = models.build(NetworkConfig(arch=OWN, options={}, mean=list(mean), std=list(std)), classes, model)
-    dataset, _ = _dataset(data, "val", network.classes, ignore_index)
+        head: Literal["softmax", "multilabel"] = "multilabel" if multilabel else "softmax"
+        settings = NetworkConfig(arch=OWN, options={}, mean=list(mean), std=list(std), head=head)
+        network = models.build(settings, classes, model)
+    dataset, _ = _dataset(data, "val", network.classes, ignore_index, network.multilabel)
     config = replace(ExportConfig(), opset=opset, output=output)  # type: ignore[arg-type]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return export_onnx(network, Path(path), dataset, config, about(network, check_classes(network.classes, None)[1]))
 
 
-def _dataset(data: Any, split: str, classes: list[str], void: int) -> tuple[Dataset, list[str]]:
+def _dataset(
+    data: Any, split: str, classes: list[str], void: int, multilabel: bool = False
+) -> tuple[Dataset, list[str]]:
     """A data set, from whatever says which, and the names of its classes; those of the network if it has none."""
     from dataclasses import replace
 
@@ -333,4 +340,6 @@ def _dataset(data: Any, split: str, classes: list[str], void: int) -> tuple[Data
         data = open_splits(replace(section, classes=section.classes or classes))
     if isinstance(data, Splits):
         return getattr(data, split), data.classes
-    return (data if isinstance(data, Dataset) else as_dataset(data, split, len(classes), void)), classes
+    if not isinstance(data, Dataset):
+        data = as_dataset(data, split, len(classes), void, multilabel=multilabel)
+    return data, classes

@@ -21,7 +21,7 @@ from distill.reporting.results import Results
 NAMES = ("arch", "encoder_name", "encoder_weights")  # of a network that is built by name
 DATA = (
     *("classes", "palette", "crop_size", "augmentations", "max_train_samples", "max_eval_samples", "check"),
-    *("allow_missing_classes", "max_void_share", "num_workers"),
+    *("allow_missing_classes", "max_void_share", "num_workers", "multilabel"),
 )
 
 
@@ -57,7 +57,7 @@ def distil_own(
     config = own_config(student, teacher, dotted(settings), void)
     splits = own_splits(train, val, config.data, void)
     if "data.crop_size" not in dotted(settings):
-        config.data.crop_size = [int(n) for n in splits.train.read(0)[1].shape]
+        config.data.crop_size = [int(n) for n in splits.train.read(0)[0].shape[:2]]
     own = {"student": copy.deepcopy(student)}  # it gets the weights that the run began with
     return distil(config, stop, splits, own if isinstance(teacher, (str, Path)) else own | {"teacher": teacher})
 

@@ -52,6 +52,9 @@ class DataConfig(Settings):
             may then lie in one folder.
         classes: class names in the order of their ids; public data sets and `synthetic` bring their own. A single name
             is that of the foreground, in masks of 0 and 1.
+        multilabel: a pixel may have any number of the classes: `synthetic`; or `folders` whose masks are a folder of
+            PNGs for each class (`train/masks/<class>/`), or files of a plane for each (`.npy`, TIFF). They hold 0, 1
+            and void; with 0 and 255, set `labels: {255: foreground}`.
         labels: changes of the labels: `{name or value in the masks: name of a class, or ignore}`: merges, renames, and
             gives values that are not numbers of the list a class, such as `{255: lane}`; `'*'` stands for all that is
             not named, as in `{car: car, '*': background}`.
@@ -101,6 +104,7 @@ class DataConfig(Settings):
     image_suffix: str = ""
     mask_suffix: str = ""
     classes: list[str] | None = None
+    multilabel: bool = False
     labels: dict[str | int, str] | None = None
     mask_colors: list[list[int]] | Literal["palette"] | None = None
     reduce_zero_label: bool = False
@@ -171,7 +175,8 @@ class NetworkConfig(Settings):
             `.safetensors` file with timm's names.
         options: further arguments of the architecture, such as `{decoder_pyramid_channels: 64}`.
         head: `softmax`, a channel for each class; or `sigmoid`, one channel for two classes, which says how likely
-            each pixel is of the second. Either kind can teach the other.
+            each pixel is of the second. Either kind can teach the other. `multilabel` goes with `data.multilabel`: a
+            channel for each class, which says how likely it is, whatever the others are.
         channels: which channels of the images it takes, counted from 0, such as `[0, 1, 2]`; all if not given.
         mean: of each channel, which the network's input is normalized with; of images of 8 bits in 0 to 1, else in the
             images' own units. Of other images than RGB of 8 bits it is measured if not given.
@@ -184,7 +189,7 @@ class NetworkConfig(Settings):
     encoder_name: str = "resnet18"
     encoder_weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    head: Literal["softmax", "sigmoid"] = "softmax"
+    head: Literal["softmax", "sigmoid", "multilabel"] = "softmax"
     channels: list[int] | None = None
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))

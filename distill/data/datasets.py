@@ -19,6 +19,7 @@ from distill.data.images import ROTATED, read_header, read_image, upright
 from distill.data.layouts import read_layout
 from distill.data.masks import Coding, Labels, coding, inspect_mask, read_mask
 from distill.data.pairs import PairOfFiles, find_images
+from distill.data.planes import inspect_planes, plane_coding, read_planes
 from distill.data.synthetic import bands, scene, shapes
 from distill.data.transforms import resize_labels
 from distill.errors import ConfigError, harmless
@@ -33,7 +34,8 @@ class Dataset:
 
     Attributes:
         names: what each item is called in messages and results.
-        read: index → image `[H, W, channels]` of `dtype` and mask uint8 `[H, W]` of class ids, `VOID` or `UNLABELED`.
+        read: index → image `[H, W, channels]` of `dtype` and mask uint8 `[H, W]` of class ids, `VOID` or `UNLABELED`;
+            with many labels a pixel, `[C, H, W]` of 0, 1 and these.
         files: the files behind each item; empty if it has none.
         inspect: index → raises ConfigError if the item's files are not what they should be, without decoding them.
         drawn: as `read`, for data sets that augment: draws from the global generators, which the caller seeds.
@@ -77,7 +79,7 @@ class Dataset:
 
     def size_of(self, index: int) -> tuple[int, int]:
         """Height and width of an item."""
-        height, width = self.size(index) if self.size else self.read(index)[1].shape
+        height, width = self.size(index) if self.size else self.read(index)[0].shape[:2]
         return height, width
 
 
@@ -93,6 +95,7 @@ class Splits:
         unlabeled: images without labels, for the distillation terms alone, or None.
         void: labels of void in the files, for messages.
         notes: what was taken for granted about the data, to be said aloud.
+        multilabel: whether a pixel may have any number of the classes.
     """
 
     train: Dataset
@@ -102,6 +105,7 @@ class Splits:
     unlabeled: Dataset | None = None
     void: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    multilabel: bool = False
 
     @property
     def image(self) -> ImageKind:
@@ -124,8 +128,12 @@ def open_splits(config: DataConfig) -> Splits:
         raise ConfigError(f"data.format: {OWN!r} is data handed over in Python; call distill.distill as before")
     _refuse_unused(config)
     notes: list[str] = []
+    planes = plane_coding(config) if config.multilabel else None
     if config.format == "synthetic":
-        how = coding(Labels(shapes.CLASSES, shapes.PALETTE, own_names=True), config.labels)
+        labels = Labels(shapes.CLASSES, shapes.PALETTE, own_names=True)
+        if planes:
+            labels = Labels(list(shapes.PLANES), list(shapes.PLANES.values()))
+        how = coding(labels, None if planes else config.labels)
         sizes = (config.synthetic_train, config.synthetic_val)
         train, val = (_synthetic(config, seed, n, how) for seed, n in enumerate(sizes))
         known = Header(0, 0, train.channels, train.dtype), Path()
@@ -135,9 +143,12 @@ def open_splits(config: DataConfig) -> Splits:
     else:
         layout = read_layout(config)
         check_classes(layout.labels.classes, layout.labels.palette)
-        how = coding(layout.labels, config.labels)
+        how = coding(layout.labels, None if planes else config.labels)
         known = _known(config, layout.train[0].image)
-        train, val = (_files(config, pairs, how, known) for pairs in (layout.train, layout.val))
+        train, val = (
+            _files(config, pairs, planes or how, known, len(how.classes) if planes else 0)
+            for pairs in (layout.train, layout.val)
+        )
         notes = list(layout.notes)
     train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
     unlabeled = None
@@ -146,8 +157,9 @@ def open_splits(config: DataConfig) -> Splits:
         pairs = [PairOfFiles(key, path) for key, path in find_images(folder, bool(config.in_channels)).items()]
         if config.leave_out:
             pairs = [pair for pair in pairs if not re.search(config.leave_out, pair.key)]
-        unlabeled = _files(config, pairs, None, known)
-    return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, how.void, notes)
+        unlabeled = _files(config, pairs, None, known, len(how.classes) if planes else 0)
+    void = (planes or how).void
+    return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, void, notes, bool(planes))
 
 
 def check_classes(
@@ -201,8 +213,12 @@ def _synthetic(config: DataConfig, seed: int, length: int, how: Coding) -> Datas
     channels, depth = config.synthetic_channels, config.synthetic_depth
 
     def read(index: int) -> Pair:
-        image, mask = scene.render(seed, index, height, width)
-        return bands.spread(image, seed, index, channels, depth), how.table[mask].astype(np.uint8)
+        if config.multilabel:
+            image, labels = scene.render_planes(seed, index, height, width)
+        else:
+            image, mask = scene.render(seed, index, height, width)
+            labels = how.table[mask].astype(np.uint8)
+        return bands.spread(image, seed, index, channels, depth), labels
 
     return Dataset(
         names,
@@ -222,8 +238,17 @@ def _known(config: DataConfig, path: Path) -> tuple[Header, Path]:
     return read_header(path, config.max_pixels, config.in_channels), path
 
 
-def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None, known: tuple[Header, Path]) -> Dataset:
-    """Images in files, with masks or alone; the mask of one alone says that no pixel has a label."""
+def _files(
+    config: DataConfig,
+    pairs: Sequence[PairOfFiles],
+    how: Coding | None,
+    known: tuple[Header, Path],
+    planes: int = 0,
+) -> Dataset:
+    """Images in files, with masks or alone; the mask of one alone says that no pixel has a label.
+
+    With many labels a pixel, `planes` is the number of classes.
+    """
     kind, said_by = known
     by_color = how is not None and how.colors is not None
 
@@ -242,7 +267,10 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
         tells = header.turned != (header.height, header.width)
         if header.orientation != 1 and not tells:
             raise ConfigError(f"{pair.image}: {ROTATED}")
-        size = inspect_mask(pair.mask, config.max_pixels, by_color)
+        if planes:
+            size = inspect_planes(pair.masks, planes, config.max_pixels)
+        else:
+            size = inspect_mask(pair.mask, config.max_pixels, by_color)
         if size != header.turned:
             if header.orientation != 1:
                 raise ConfigError(f"{pair.image}: {ROTATED}")
@@ -250,16 +278,22 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
             raise ConfigError(f"{pair.mask}: {sizes}; make them the same size")
         return header
 
+    def labels_in(pair: PairOfFiles, how: Coding) -> np.ndarray:
+        if planes:
+            return read_planes(pair.masks, planes, config.max_pixels, how)
+        return read_mask(pair.masks[0], config.max_pixels, how)
+
     def read(index: int) -> Pair:
         pair, header = pairs[index], inspected(index)
         image = read_image(pair.image, config.max_pixels, config.in_channels)
         if header.orientation != 1:
             image = upright(image, header.orientation)
-        mask = read_mask(pair.mask, config.max_pixels, how) if how and pair.mask else None
+        mask = labels_in(pair, how) if how and pair.mask else None
         if config.image_size:
             image = resized(image, config.image_size[0], config.image_size[1])
             mask = None if mask is None else resize_labels(mask, config.image_size)
-        return image, np.full(image.shape[:2], UNLABELED, dtype=np.uint8) if mask is None else mask
+        shape = (planes, *image.shape[:2]) if planes else image.shape[:2]
+        return image, np.full(shape, UNLABELED, dtype=np.uint8) if mask is None else mask
 
     def inspect(index: int) -> None:
         inspected(index)

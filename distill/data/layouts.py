@@ -15,6 +15,7 @@ from distill.data import layout_names as names
 from distill.data.images import IMAGE_SUFFIXES
 from distill.data.masks import Color, Labels
 from distill.data.pairs import PairOfFiles, find_images, hold_out, leave_out, match, spread
+from distill.data.planes import find_planes
 from distill.errors import ConfigError, harmless, printable
 from distill.visualize import default_palette
 
@@ -216,8 +217,10 @@ def _own_labels(config: DataConfig) -> tuple[Labels, list[str]]:
     """Labels whose names are the settings'; a single name is that of the foreground."""
     if not config.classes:
         raise ConfigError(f"data.classes: format {config.format!r} needs the class names, in the order of their ids")
-    classes, notes = list(config.classes), []
+    classes, notes = list(config.classes), list[str]()
     palette: Sequence[Color] = config.palette or ()
+    if config.multilabel:
+        return Labels(classes, palette or default_palette(len(classes))), notes
     if len(classes) == 1 and classes != [BACKGROUND]:
         notes = [f"data.classes: one name, so masks hold 0 ({BACKGROUND}) and 1 ({classes[0]})"]
         classes, palette = [BACKGROUND, *classes], [[0, 0, 0], *palette] if len(palette) == 1 else palette
@@ -236,6 +239,8 @@ def _check_root(root: Path) -> None:
 
 def _pairs(config: DataConfig, root: Path, images: str, masks: str | None) -> list[PairOfFiles]:
     folder = None if masks is None else root / masks
+    if config.multilabel and folder:
+        return find_planes(config, root / images, folder, config.classes or ())
     return match(root / images, folder, bool(config.in_channels), config.image_suffix, config.mask_suffix)
 
 

@@ -44,7 +44,7 @@ class View(TorchDataset):
                 targets.refuse_other_pixels(index, image, self.dataset.names[index])
         else:
             image, mask = self.dataset.read(index)
-        where = coordinates(*mask.shape) if targets else None
+        where = coordinates(*image.shape[:2]) if targets else None
         try:
             image, mask, *moved = self.transform(image, mask, (self.seed, epoch, index), where)
         except Exception as error:  # OpenCV's, NumPy's and albumentations' own

@@ -135,7 +135,11 @@ def read_mask(path: Path, max_pixels: int, how: Coding) -> np.ndarray:
         ConfigError: it cannot be read, or holds a value or color that is no class.
     """
     mask = decode(path, max_pixels, MASK_FORMATS)
-    raw = np.asarray(mask) if how.colors is None else _places(path, mask, how.colors)
+    return labels_of(path, np.asarray(mask) if how.colors is None else _places(path, mask, how.colors), how)
+
+
+def labels_of(path: Path, raw: np.ndarray, how: Coding) -> np.ndarray:
+    """Class ids or `VOID`, uint8, of what a file holds, in its shape; see `read_mask`."""
     labels = np.empty(raw.shape, np.uint8)
     for top in range(0, len(raw), ROWS):  # of large masks, eight bytes a pixel would be too much at once
         rows = raw[top : top + ROWS].astype(np.int64)

@@ -33,14 +33,21 @@ def own_splits(train: Any, val: Any, config: DataConfig, void: int | None = None
     """
     classes, palette = check_classes(config.classes or [], config.palette)
     void = config.ignore_index if void is None else void
-    learned = as_dataset(train, "train", len(classes), void, config.in_channels)
-    scored = as_dataset(val, "val", len(classes), void, config.in_channels, learned.dtype)
+    many = config.multilabel
+    learned = as_dataset(train, "train", len(classes), void, config.in_channels, multilabel=many)
+    scored = as_dataset(val, "val", len(classes), void, config.in_channels, learned.dtype, many)
     train, val = first(learned, config.max_train_samples), first(scored, config.max_eval_samples)
-    return Splits(train, val, classes, palette, void=[void])
+    return Splits(train, val, classes, palette, void=[void], multilabel=many)
 
 
 def as_dataset(
-    pairs: Any, name: str, classes: int, void: int, channels: int | None = None, dtype: str | None = None
+    pairs: Any,
+    name: str,
+    classes: int,
+    void: int,
+    channels: int | None = None,
+    dtype: str | None = None,
+    multilabel: bool = False,
 ) -> Dataset:
     """A data set whose items are read in the same random state each time.
 
@@ -51,6 +58,7 @@ def as_dataset(
         void: label that does not count.
         channels: `data.in_channels`; RGB of 8 bits if not given.
         dtype: of all images; that of the first if not given.
+        multilabel: whether masks have a plane of 0 and 1 for each class.
 
     Raises:
         ConfigError: it has no length, or nothing in it.
@@ -70,11 +78,11 @@ def as_dataset(
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ConfigError(f"{name}[{index}]: gives no image and mask ({reason})") from error
         try:
-            found = as_image(image, channels), as_labels(mask, classes, void)
+            found = as_image(image, channels), (as_planes if multilabel else as_labels)(mask, classes, void)
         except ValueError as error:
             raise ConfigError(f"{name}[{index}]: {error}") from None
-        if found[0].shape[:2] != found[1].shape:
-            sizes = "×".join(map(str, found[0].shape[:2])), "×".join(map(str, found[1].shape))
+        if found[0].shape[:2] != found[1].shape[-2:]:
+            sizes = "×".join(map(str, found[0].shape[:2])), "×".join(map(str, found[1].shape[-2:]))
             raise ConfigError(f"{name}[{index}]: its image is {sizes[0]}, its mask {sizes[1]}; make them the same size")
         if dtype and found[0].dtype != dtype:
             fix = "give all images the same type"
@@ -173,6 +181,28 @@ def as_labels(mask: Any, classes: int, void: int) -> np.ndarray:
             f"is not the void label {void}; set ignore_index"
         )
     return np.where(labels == void, VOID, labels).astype(np.uint8)
+
+
+def as_planes(mask: Any, classes: int, void: int) -> np.ndarray:
+    """A mask of any number of classes at a pixel as uint8 `[C, H, W]` of 0, 1 and `VOID`.
+
+    Args:
+        mask: an array or tensor of whole numbers or bools, `[C, H, W]` or `[H, W, C]`.
+        classes: number of classes.
+        void: its label for what does not count.
+
+    Raises:
+        ValueError: something else, or a label that is neither 0 nor 1 nor void.
+    """
+    array = _array(mask, "mask")
+    if array.ndim != 3 or classes not in (array.shape[0], array.shape[2]) or array.dtype.kind not in "iub":
+        kind = f"{array.dtype} of the shape {list(array.shape)}"
+        raise ValueError(f"its mask is {kind}; expected a plane of 0 and 1 for each class, [{classes}, H, W]")
+    planes = array if array.shape[0] == classes else array.transpose(2, 0, 1)
+    try:
+        return np.stack([as_labels(plane, 2, void) for plane in planes])
+    except ValueError as error:
+        raise ValueError(str(error).replace("class list 0 to 1", "0 and 1 of a plane")) from None
 
 
 def _array(value: Any, what: str) -> np.ndarray:

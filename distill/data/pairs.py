@@ -20,11 +20,13 @@ class PairOfFiles:
         key: name within the data set, with the folders below its own and `/` between them.
         image: the file.
         mask: the file; None if there is none.
+        planes: with many labels a pixel, the file of each class; none if `mask` holds them all.
     """
 
     key: str
     image: Path
     mask: Path | None = None
+    planes: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -33,8 +35,13 @@ class PairOfFiles:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Both, or the image alone."""
-        return (self.image, self.mask) if self.mask else (self.image,)
+        """Image and masks, or the image alone."""
+        return (self.image, *self.masks)
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """The mask, or that of each class."""
+        return self.planes or ((self.mask,) if self.mask else ())
 
 
 def find(folder: Path, suffixes: Sequence[str], setting: str = "data.root and the folders below it") -> dict[str, Path]:
@@ -85,7 +92,12 @@ def find_images(folder: Path, as_they_are: bool) -> dict[str, Path]:
 
 
 def match(
-    images: Path, masks: Path | None, as_they_are: bool = False, image_suffix: str = "", mask_suffix: str = ""
+    images: Path,
+    masks: Path | None,
+    as_they_are: bool = False,
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    suffixes: Sequence[str] = MASK_SUFFIXES,
 ) -> list[PairOfFiles]:
     """Images and their masks by stem, in the order of their names.
 
@@ -95,6 +107,7 @@ def match(
         as_they_are: whether arrays count as images.
         image_suffix: end of an image's stem that its mask's does not have; other files are left out.
         mask_suffix: end of a mask's stem that its image's does not have.
+        suffixes: of files that are masks.
 
     Raises:
         ConfigError: an image without mask, no images, or names that cannot be told apart.
@@ -106,10 +119,10 @@ def match(
         raise ConfigError(f"{images}: holds no images whose names end in {image_suffix!r}; set data.image_suffix")
     if masks is None:
         return [PairOfFiles(key, path) for key, path in image_of.items()]
-    mask_of = _without(find(masks, MASK_SUFFIXES), mask_suffix)
+    mask_of = _without(find(masks, suffixes), mask_suffix)
     if missing := sorted(image_of.keys() - mask_of.keys()):
         raise ConfigError(
-            f"{image_of[missing[0]]}: has no mask {masks / missing[0]}{mask_suffix}.png ({len(missing)} of "
+            f"{image_of[missing[0]]}: has no mask {masks / missing[0]}{mask_suffix}{suffixes[0]} ({len(missing)} of "
             f"{len(image_of)} images have none); masks are matched by stem"
         )
     return [PairOfFiles(key, image_of[key], mask_of[key]) for key in image_of]

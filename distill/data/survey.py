@@ -13,6 +13,8 @@ from PIL import Image
 from distill.batch import UNLABELED, VOID
 from distill.data.contents import content_hash
 from distill.data.datasets import Dataset, Splits
+from distill.data.planes import NONE, label_counts
+from distill.data.transforms import resize_labels
 from distill.errors import ConfigError
 from distill.visualize import GAP, overlay, row, viewable
 
@@ -45,6 +47,11 @@ class SplitSurvey:
     contents: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
 
+    def of(self, label: int, classes: int) -> int:
+        """Of how many pixels those of a label are a part; with many labels a pixel, void is counted in each class."""
+        seen = sum(height * width * count for (height, width), count in self.sizes.items())
+        return seen * classes if self.pixels[NONE] and label >= classes else seen
+
 
 def survey(splits: Splits, progress: Callable[..., Iterable[int]] = lambda x, **_: x) -> dict[str, SplitSurvey]:
     """Reads everything once; what cannot be read is told, and the rest is looked at."""
@@ -66,9 +73,9 @@ def _survey(dataset: Dataset, name: str, progress: Callable[..., Iterable[int]])
         except ConfigError as error:
             found.bad.append(str(error))
             continue
-        pixels = np.bincount(mask.ravel(), minlength=256)
+        pixels = label_counts(mask)
         found.images += 1
-        found.sizes[mask.shape] += 1
+        found.sizes[image.shape[:2]] += 1
         found.pixels += pixels
         found.shown_in += pixels > 0
         found.names.append(dataset.names[index])
@@ -142,7 +149,7 @@ def _sample(image: np.ndarray, mask: np.ndarray, title: str, palette: Sequence[S
     seen = np.asarray(Image.fromarray(viewable(image)).resize(size, Image.Resampling.BILINEAR))
     if (mask == UNLABELED).all():
         return row([seen], [title])
-    labels = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    labels = resize_labels(mask, size[::-1])
     panels = [seen, overlay(seen, labels, palette, 0.5), overlay(seen, labels, palette, 1.0)]
     return row(panels, [title, "", ""])
 
@@ -156,7 +163,7 @@ def class_table(found: dict[str, SplitSurvey], classes: Sequence[str]) -> list[s
     for i, number, name in (*rows, (VOID, "   ", "void"), (UNLABELED, "   ", "no label")):
         if i < len(classes) or any(part.pixels[i] for part in parts.values()):
             cells = (
-                f"{100 * part.pixels[i] / max(1, part.pixels.sum()):7.2f} %{part.shown_in[i]:6} masks"
+                f"{100 * part.pixels[i] / max(1, part.of(i, len(classes))):7.2f} %{part.shown_in[i]:6} masks"
                 for part in parts.values()
             )
             lines.append(f"  {number} {name:{width}}" + "".join(f"{cell:>22}" for cell in cells))

@@ -42,6 +42,7 @@ class TeacherCache:
         made_with: whose answers it holds: teacher, settings and preprocessing, JSON values by name.
         classes: number of classes.
         dtype: how they are kept; see `Codec`.
+        multilabel: whether classes do not exclude each other.
 
     Attributes:
         folder: as given.
@@ -54,8 +55,15 @@ class TeacherCache:
         ConfigError: it holds the answers of another teacher, or something else.
     """
 
-    def __init__(self, folder: Path, made_with: Mapping[str, Any], classes: int, dtype: CacheDtype = "int8"):
-        self.folder, self.codec = folder, Codec(classes, dtype)
+    def __init__(
+        self,
+        folder: Path,
+        made_with: Mapping[str, Any],
+        classes: int,
+        dtype: CacheDtype = "int8",
+        multilabel: bool = False,
+    ):
+        self.folder, self.codec = folder, Codec(classes, dtype, multilabel)
         self.made_with = {"version": VERSION, **made_with, "classes": classes, "dtype": dtype}
         self.key = hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()[:32]
         self.entries: dict[str, Entry] = {}
@@ -190,7 +198,8 @@ class CachedTargets:
             moved: where the crop comes from: the transformed image of coordinates (see `pixel_positions.coordinates`).
 
         Returns:
-            Float16 `[C, h, w]`, relative to the largest of each cell of the map.
+            Float16 `[C, h, w]`, relative to the largest of each cell of the map; or of classes that do not exclude each
+            other, as they are.
         """
         entry = self.cache.entries[self.names[index]]
         crop = entry.geometry.of_crop(moved.shape[:2])  # type: ignore[arg-type]

@@ -101,11 +101,12 @@ def build_transform(config: DataConfig, pixels: Pixels | None = None) -> Transfo
         compose.set_random_state(np.random.default_rng(sequence), random.Random(int(sequence.generate_state(1)[0])))
         try:
             more = {} if coordinates is None else {"coordinates": coordinates}
-            result = compose(image=image, mask=mask, **more)
+            labels = "masks" if mask.ndim == 3 else "mask"  # a plane for each class is a mask of its own
+            result = compose(image=image, **{labels: mask}, **more)
             result["image"] = result["image"].reshape(*result["image"].shape[:2], -1)  # a single channel may be lost
         finally:
             cv2.setNumThreads(threads)
-        return tuple(result[name] for name in ("image", "mask", *more))
+        return tuple(result[name] for name in ("image", labels, *more))
 
     return transform
 
@@ -222,14 +223,14 @@ def resize_labels(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     one would move the whole mask by half a pixel.
 
     Args:
-        mask: `[H, W]`.
+        mask: `[..., H, W]`.
         size: new height and width.
 
     Returns:
-        `[size[0], size[1]]`, of the same dtype.
+        `[..., size[0], size[1]]`, of the same dtype.
     """
-    rows, columns = (_nearest(old, new) for old, new in zip(mask.shape[:2], size, strict=True))
-    return mask[rows][:, columns]
+    rows, columns = (_nearest(old, new) for old, new in zip(mask.shape[-2:], size, strict=True))
+    return mask[..., rows, :][..., columns]
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

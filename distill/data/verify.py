@@ -17,6 +17,7 @@ from distill.config.schema import DataConfig
 from distill.data.contents import content_hash, contents
 from distill.data.datasets import Dataset, Splits
 from distill.data.loader import View
+from distill.data.planes import NONE, label_counts
 from distill.data.statistics import pixels_of
 from distill.data.transforms import build_transform
 from distill.errors import ConfigError
@@ -38,7 +39,8 @@ def check_splits(
         progress: wraps the loop over items, such as tqdm.
 
     Returns:
-        Pixels of the training masks by class, void last; None unless every label was looked at.
+        Pixels of the training masks by class, with many labels a pixel then those of none, void last; None unless
+        every label was looked at.
 
     Raises:
         ConfigError: names the bad files, one a line if there are several, or says what the labels lack.
@@ -55,8 +57,8 @@ def check_splits(
                 dataset.inspect(index)
                 if config.check == "full":
                     _, mask = dataset.read(index)
-                    pixels[split] += np.bincount(mask.ravel(), minlength=256)
-                    side = min(mask.shape), index
+                    pixels[split] += label_counts(mask)
+                    side = min(mask.shape[-2:]), index
                     smallest[split] = min(smallest.get(split, side), side)
                 for image in dataset.files[index][:1]:
                     digest = content_hash(image)
@@ -82,7 +84,9 @@ def check_splits(
         )
     if not splits.labeled:
         return None
-    found = [int(n) for n in (*pixels["train"][: len(splits.classes)], pixels["train"][VOID])]
+    # With many labels a pixel, most places have none of most classes: they count beside void, too.
+    rest = pixels["train"][NONE : NONE + splits.multilabel]
+    found = [int(n) for n in (*pixels["train"][: len(splits.classes)], *rest, pixels["train"][VOID])]
     check_labels(found, splits, config)
     return found
 
@@ -183,6 +187,7 @@ def fingerprint(splits: Splits, config: DataConfig) -> str | None:
     settings += [config.augmentations, config.crop_size, config.image_size]  # whether small images bear them
     read_as = [config.in_channels, config.labels, config.mask_colors, config.reduce_zero_label, splits.image.dtype]
     settings += read_as if read_as != [None, None, None, False, "uint8"] else []  # which older verdicts lack
+    settings += ["multilabel"] * config.multilabel
     known = hashlib.sha256(json.dumps([VERSION, *settings]).encode())
     try:
         for split, dataset in _named(splits):

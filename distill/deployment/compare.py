@@ -39,7 +39,7 @@ class MaskProof(Record):
 
 def compare(reference: Segmenter, candidate: Segmenter, dataset: Dataset) -> Comparison:
     """Masks of all images beside those of a reference; the same one twice is run once, for its score alone."""
-    found = Comparison(len(candidate.classes))
+    found = Comparison(len(candidate.classes), candidate.multilabel)
     for index in range(len(dataset)):
         image, mask = dataset.read(index)
         guess = candidate.mask(image)
@@ -59,7 +59,8 @@ def compare_masks(float_path: Path, path: Path, dataset: Dataset) -> MaskProof:
     if not any(isinstance(n, int) for n in model.size):
         height, width = OTHER_SIZE
         small = resized(dataset.read(0)[0], height, width)
-        if model.masks(np.stack([small] * 3)).shape != (3, *OTHER_SIZE):
+        planes = [len(model.classes)] if model.multilabel else []
+        if model.masks(np.stack([small] * 3)).shape != (3, *planes, *OTHER_SIZE):
             raise ExportError(f"{path}: gives masks of another size than its images")
     return MaskProof(
         mean_iou=found.mean_iou,

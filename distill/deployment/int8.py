@@ -243,7 +243,8 @@ def _by_sensitivity(
 ) -> list[str]:
     """Layers, those first that change the logits most when they alone are in 8 bits."""
     seen = copy.deepcopy(model)
-    logits = next(node.input[0] for node in model.graph.node if node.op_type == "ArgMax")
+    decides = ("ArgMax", "Greater")  # with one class a pixel, with any number
+    logits = next(node.input[0] for node in reversed(model.graph.node) if node.op_type in decides)
     if logits not in [output.name for output in seen.graph.output]:
         seen.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
 

@@ -218,7 +218,7 @@ def _torch_step(network: Any, image: np.ndarray) -> Step:
     def step() -> torch.Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's
-            return network(batch).upsampled().max(1).indices
+            return network.decide(network(batch).upsampled())
 
     return step
 

@@ -52,7 +52,8 @@ class Deployed(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of images `[N, H, W, C]` as stored: class ids uint8 `[N, H, W]`, logits `[N, C, H, W]`, and the confidence.
 
-        That is the probability of the class, 0 to 1 `[N, H, W]`.
+        That is the probability of the class, 0 to 1 `[N, H, W]`. With many labels a pixel, mask and confidence are
+        `[N, C, H, W]`: 1 where a class is likelier than not, and how likely it is what the mask says.
         """
         height, width = image.shape[1:3]
         x = self.pad(self.normalize(image.permute(0, 3, 1, 2)), self.network.stride)
@@ -65,6 +66,9 @@ class Deployed(nn.Module):
             parts = (whole, torch.tensor([0, 0]), size, torch.tensor([-2, -1]))
             return symbolic("Slice", parts, dtype=whole.dtype, shape=(*whole.shape[:-2], height, width))
 
+        if self.network.multilabel:
+            logits = cut(padded)
+            return cut((padded > 0).to(torch.uint8)), logits, logits.abs().sigmoid()
         mask, logits = cut(padded.argmax(1).to(torch.uint8)), cut(padded)
         confidence = 1 / (logits - logits.amax(1, keepdim=True)).exp().sum(1)
         return mask, logits, confidence
@@ -161,7 +165,7 @@ def export_onnx(
         ExportError: the file and the network differ, or it takes one size only and the images have several.
     """
     network = network.cpu().eval()
-    height, width = dataset.read(0)[1].shape
+    height, width = dataset.read(0)[0].shape[:2]
     refuse_several_sizes(type(network.model).__name__, dataset)
     temporary, whole = (path.with_name(f".{path.name}.{part}.tmp") for part in ("file", "whole"))
     try:
@@ -239,7 +243,7 @@ def refuse_several_sizes(arch: str, dataset: Dataset) -> None:
     """Raises ExportError if files of an architecture work for one image size only, and the images have several."""
     if arch.lower() not in FIXED_SIZE:
         return
-    first, *others = (list(dataset.read(i)[1].shape) for i in range(len(dataset)))
+    first, *others = (list(dataset.read(i)[0].shape[:2]) for i in range(len(dataset)))
     if other := next((size for size in others if size != first), None):
         raise ExportError(
             f"{arch} is exported for one size; the validation images have {first} and {other}: set data.image_size, "
@@ -270,7 +274,7 @@ def prove(network: Network, path: Path, whole: Path, dataset: Dataset, sizes: Se
     """
     run, run_whole = open_session(path), open_session(whole)
     exact = copy.deepcopy(network).double()
-    proof, masks = Proof(), Comparison(len(network.classes))
+    proof, masks = Proof(), Comparison(len(network.classes), network.multilabel)
     refused: list[list[int]] = []  # sizes
     for image, mask in _proof_images(dataset, sizes):
         shape = list(image.shape[:3])
@@ -294,16 +298,16 @@ def prove(network: Network, path: Path, whole: Path, dataset: Dataset, sizes: Se
         if not (logits.isfinite().all() and all(t.isfinite().all() for t in (found_logits, *found.values()))):
             raise ExportError(f"{path}: values are not finite on images of shape {list(image.shape)}")
         scale = max(1.0, logits.abs().max().item())
-        differ = (logits - found_logits).abs().max() > ROUNDING * scale or (logits.argmax(1) != found["mask"]).any()
-        if differ:  # it may be the network that float32 rounds
+        differ = (logits - found_logits).abs().max() > ROUNDING * scale
+        if differ or (network.decide(logits) != found["mask"]).any():  # it may be the network that float32 rounds
             logits = exact(x).upsampled()
-        best, guess = logits.max(1)
+        guess = network.decide(logits)
         flipped = guess != found["mask"]
         if flipped.any():
-            theirs = logits.gather(1, found["mask"].long()[:, None])[:, 0]
-            proof.max_margin = max(proof.max_margin, (best - theirs)[flipped].max().item())
+            lead = logits.abs() if network.multilabel else logits.amax(1) - _at(logits, found["mask"])
+            proof.max_margin = max(proof.max_margin, lead[flipped].max().item())
         if "confidence" in found:
-            difference = (logits.softmax(1).amax(1) - found["confidence"]).abs().max().item()
+            difference = (network.confidence(logits) - found["confidence"]).abs().max().item()
             proof.max_confidence_diff = max(proof.max_confidence_diff, difference)
         proof.max_logit = max(proof.max_logit, scale)
         proof.max_abs_diff = max(proof.max_abs_diff, (logits - found_logits).abs().max().item())
@@ -315,13 +319,18 @@ def prove(network: Network, path: Path, whole: Path, dataset: Dataset, sizes: Se
     return proof
 
 
+def _at(logits: Tensor, mask: Tensor) -> Tensor:
+    """The logit `[N, H, W]` of each pixel's class."""
+    return logits.gather(1, mask.long()[:, None])[:, 0]
+
+
 def _proof_images(dataset: Dataset, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every image as it is; then, their masks all void, three at once, and one and three at each of the other sizes."""
     for index in range(len(dataset)):
         image, mask = dataset.read(index)
         yield image[None], mask[None]
     some = [dataset.read(i % len(dataset))[0] for i in range(3)]
-    own = some[0].shape[:2]
+    own, planes = some[0].shape[:2], dataset.read(0)[1].shape[:-2]
     for count, (height, width) in ((3, own), *((count, size) for size in sizes for count in (1, 3))):
         picked = [resized(image, height, width, Image.Resampling.BICUBIC) for image in some[:count]]
-        yield np.stack(picked), np.full((count, height, width), VOID, np.uint8)
+        yield np.stack(picked), np.full((count, *planes, height, width), VOID, np.uint8)

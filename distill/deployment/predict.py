@@ -27,8 +27,8 @@ from distill.deployment import media
 from distill.deployment.runtime import Segmenter, open_model
 from distill.deployment.sandbox import SandboxError
 from distill.deployment.tiles import Shrunk, Tiled
-from distill.errors import ConfigError, printable, say
-from distill.visualize import overlay, palette_image, row
+from distill.errors import ConfigError, harmless, printable, say
+from distill.visualize import NOTHING_COLOR, Palette, overlay, palette_image, row
 
 VOID = 255  # in the masks that are written; as `distill.batch` has it, which needs torch
 _T = TypeVar("_T")
@@ -40,12 +40,14 @@ class Summary:
 
     Attributes:
         pixels: by class id, int64 `[256]`.
+        seen: all of them; with many labels a pixel, classes add up to another number.
         done: images and frames with a mask.
         skipped: one line for each that has none.
         seconds: from the first read to the last write.
     """
 
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    seen: int = 0
     done: int = 0
     skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -63,6 +65,8 @@ def predict(
 ) -> Summary:
     """Writes `masks/<name>.png` and, if asked for, `overlays/<name>.jpg` and `side_by_side/<name>.jpg`.
 
+    With many labels a pixel, `masks/<class>/<name>.png` of 0 and 1 for each class, as training data is read.
+
     Of a video it also writes `videos/<name>.mp4`: the overlays, or student and teacher side by side.
 
     Args:
@@ -77,23 +81,34 @@ def predict(
             `confidence/<name>.png` then holds the probabilities, 255 for 1.
 
     Raises:
-        ConfigError: the two networks have other classes, or one of them had to be stopped.
+        ConfigError: the two networks have other classes, or one of them had to be stopped; with many labels a pixel,
+            names of classes that cannot be folders.
         OSError: the results cannot be written.
     """
-    if teacher and teacher.classes != model.classes:
+    if teacher and (teacher.classes, teacher.multilabel) != (model.classes, model.multilabel):
         raise ConfigError(f"the teacher has the classes {teacher.classes}, the student {model.classes}")
+    if model.multilabel and (bad := [name for name in model.classes if not _is_folder(name)]):
+        raise ConfigError(f"class {bad[0]!r}: masks go into a folder for each class, and this can be none; rename it")
     if teacher and teacher.image != model.image:
         raise ConfigError(f"the teacher takes images of {teacher.image}, the student of {model.image}")
     shown = 0.5 if opacity is None else opacity
 
-    def work(item: media.Item) -> tuple[np.ndarray, np.ndarray | None]:
+    def write(kind: str, item: media.Item, planes: np.ndarray, palette: Palette | None) -> None:
+        """Into a folder, or with many labels a pixel into one for each class."""
+        of_class = zip(model.classes, planes, model.palette, strict=True) if planes.ndim == 3 else ()
+        for name, plane, color in of_class or [("", planes, ())]:
+            colors = [NOTHING_COLOR, color] if palette and name else palette
+            shown = palette_image(plane, colors) if colors else Image.fromarray(plane)
+            shown.save(_file(folder / kind / name, item, "png"), compress_level=1)
+
+    def work(item: media.Item) -> tuple[np.ndarray, int, np.ndarray | None]:
         image, picture = item.read(), None
         if min_confidence is None:
             mask = model.mask(image)
         else:
-            mask, confidence = _sure(model.logits(image), min_confidence)
-            Image.fromarray(confidence).save(_file(folder / "confidence", item, "png"), compress_level=1)
-        palette_image(mask, model.palette).save(_file(folder / "masks", item, "png"), compress_level=1)
+            mask, confidence = _sure(model.logits(image), min_confidence, model.multilabel)
+            write("confidence", item, confidence, None)
+        write("masks", item, mask, model.palette)
         if opacity is not None or item.video:
             picture = overlay(image, mask, model.palette, shown)
             if opacity is not None:
@@ -102,7 +117,7 @@ def predict(
             panels = [overlay(image, m, model.palette, shown) for m in (teacher.mask(image), mask)]
             picture = row(panels, ("teacher", "student"))
             Image.fromarray(picture).save(_file(folder / "side_by_side", item, "jpg"), quality=90)
-        return _count(mask), picture if item.video else None
+        return _count(mask), mask.shape[-2] * mask.shape[-1], picture if item.video else None
 
     summary, start = Summary(), time.perf_counter()
     with (
@@ -114,8 +129,9 @@ def predict(
             if films.starts(item) and item.video:
                 bar.total += max(0, item.video.count - 1)
             try:
-                pixels, picture = future.result()
+                pixels, seen, picture = future.result()
                 summary.pixels += pixels
+                summary.seen += seen
                 summary.done += 1
                 films.add(item, picture)
             except SandboxError:  # nothing more can be asked of it
@@ -130,12 +146,26 @@ def predict(
 
 def _count(mask: np.ndarray) -> np.ndarray:
     """Pixels of each id, int64 `[256]`; some at a time, since `bincount` makes eight bytes of each."""
+    if mask.ndim == 3:
+        return np.pad((mask == 1).sum((1, 2)), (0, 256 - len(mask)))
     parts = np.array_split(mask, 1 + (mask.size >> 22))
     return np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
 
 
-def _sure(logits: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids, void where the class is less likely than `least`, and its probability in 0 to 255: uint8 `[H, W]`."""
+def _is_folder(name: str) -> bool:
+    """Whether a class may name a folder here: a file of anybody's says what its classes are called."""
+    return Path(name).name == name and name not in ("", ".", "..") and "\\" not in name and harmless(name)
+
+
+def _sure(logits: np.ndarray, least: float, multilabel: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What a network says, void where it is less sure than `least`, and how sure it is in 0 to 255: uint8 `[H, W]`.
+
+    With many labels a pixel, `[C, H, W]`: of each class, whether it is there.
+    """
+    if multilabel:
+        probability = 1 / (1 + np.exp(-np.abs(logits)))
+        mask = np.where(probability < least, VOID, logits > 0).astype(np.uint8)
+        return mask, (255 * probability).round().astype(np.uint8)
     highest = logits.max(0)
     probability = 1 / np.exp(logits - highest).sum(0)
     mask = np.where(probability < least, VOID, logits.argmax(0)).astype(np.uint8)
@@ -197,7 +227,7 @@ def describe(summary: Summary, classes: Sequence[str], folder: Path) -> str:
     lines = [f"{summary.done} masks in {folder}, {summary.done / max(summary.seconds, 1e-9):.1f} images/s"]
     if summary.skipped:
         lines[0] += f", {len(summary.skipped)} skipped"
-    if total := int(summary.pixels.sum()):
+    if total := summary.seen or int(summary.pixels.sum()):
         width = max(map(len, classes))
         shares = zip(classes, summary.pixels, strict=False)
         lines += ["share of all pixels:", *(f"  {name:{width}}  {100 * n / total:6.2f} %" for name, n in shares)]

@@ -24,6 +24,7 @@ OWN_DOMAINS = ("", "ai.onnx")  # of operators that onnxruntime brings itself
 MAX_CLASSES = 254
 TYPES = {"tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(float)": "float32"}  # of images
 RANKS = {"mask": 3, "logits": 4, "confidence": 3}  # of the outputs: [N, H, W], [N, C, H, W], [N, H, W]
+MANY_RANKS = dict.fromkeys(RANKS, 4)  # with many labels a pixel, each class has its own mask and confidence
 # What a file run in a process of its own may take. Measured on FPN, Unet and Segformer: 2.7 bytes per byte of the file,
 # 300 to 2,000 bytes and 2 to 9 µs per pixel on one core.
 MAX_FILE_BYTES = 1 << 31  # protobuf reads no more
@@ -39,11 +40,14 @@ class Segmenter(Protocol):
         classes: their names, by id.
         palette: a color a class.
         image: the images that it takes: their channels, and `uint8`, `uint16` or `float32`.
+        multilabel: a pixel may have any number of the classes: a mask is uint8 `[C, H, W]` of 0 and 1, and a class's
+            probability the sigmoid of its logit.
     """
 
     classes: list[str]
     palette: list[tuple[int, int, int]]
     image: tuple[int, str]
+    multilabel: bool
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
@@ -131,6 +135,7 @@ class OnnxProcess(LimitedProcess):
         self.classes: list[str] = self.told["classes"]
         self.palette = [(r, g, b) for r, g, b in self.told["palette"]]
         self.image: tuple[int, str] = (self.told["image"][0], self.told["image"][1])
+        self.multilabel: bool = self.told["multilabel"]
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
@@ -153,7 +158,8 @@ def serve() -> None:
         if image is None:
             model = OnnxModel(Path(request["path"]), request["threads"])
             opened.append(model)
-            return {"classes": model.classes, "palette": model.palette, "image": model.image}, None
+            told = {"classes": model.classes, "palette": model.palette, "image": model.image}
+            return told | {"multilabel": model.multilabel}, None
         return {}, opened[0].run(request["output"], image)
 
     sandbox.serve(answer)
@@ -181,8 +187,11 @@ class OnnxModel:
         self.outputs = {o.name: o.type for o in self.session.get_outputs()}
         if self.outputs.get("mask") != "tensor(uint8)":
             raise ConfigError(f"{path}: has the outputs {self.outputs}, expected a mask, tensor(uint8)")
+        ranks = {o.name: len(o.shape) for o in self.session.get_outputs() if o.shape}
+        self.multilabel = ranks.get("mask") == MANY_RANKS["mask"]
         for output in self.session.get_outputs():
-            if output.shape and len(output.shape) != (rank := RANKS.get(output.name, len(output.shape))):
+            known = MANY_RANKS if self.multilabel else RANKS
+            if output.shape and len(output.shape) != (rank := known.get(output.name, len(output.shape))):
                 raise ConfigError(f"{path}: its {output.name} has the shape {output.shape}, expected {rank} dimensions")
         self.classes, self.palette = _metadata(path, self.session.get_modelmeta().custom_metadata_map)
 
@@ -207,7 +216,8 @@ class OnnxModel:
             found = np.asarray(self.session.run([output], {self.input: image[None]}, self.only_asked)[0])[0]
         except Exception as error:
             raise ConfigError(f"{self.path}: failed on an image of {image.shape}: {_line(error)}") from None
-        expected = (len(self.classes), *image.shape[:2]) if output == "logits" else image.shape[:2]
+        planes = output == "logits" or self.multilabel
+        expected = (len(self.classes), *image.shape[:2]) if planes else image.shape[:2]
         if found.shape != expected:
             raise ConfigError(f"{self.path}: gives {output} of {found.shape} for an image, expected {expected}")
         return found

@@ -25,18 +25,25 @@ class Tiled:
     def __init__(self, model: Segmenter, window: Sequence[int]):
         self.model, self.window = model, window
         self.classes, self.palette, self.image = model.classes, model.palette, model.image
+        self.multilabel = model.multilabel
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`; with many labels a pixel, `[C, H, W]` of 0 and 1."""
+        if self.multilabel:
+            return np.concatenate([(band > 0.5).astype(np.uint8) for band in self._bands(image)], 1)
         return np.concatenate([band.argmax(0).astype(np.uint8) for band in self._bands(image)])
 
     def logits(self, image: np.ndarray) -> np.ndarray:
-        """Logarithms of the blended probabilities, float32 `[C, H, W]`, of an image `[H, W, C]`."""
-        return np.log(np.maximum(np.concatenate(list(self._bands(image)), 1), np.finfo(np.float32).tiny))
+        """Logits of the blended probabilities, float32 `[C, H, W]`, of an image `[H, W, C]`."""
+        found, least = np.concatenate(list(self._bands(image)), 1), np.finfo(np.float32).tiny
+        if self.multilabel:
+            return np.log(np.maximum(found, least)) - np.log(np.maximum(1 - found, least))
+        return np.log(np.maximum(found, least))
 
     def _bands(self, image: np.ndarray) -> Iterator[np.ndarray]:
         """Probabilities float32 `[C, h, W]`, from top to bottom."""
-        return blended(lambda part: _softmax(self.model.logits(part)), image, self.window)
+        of = _sigmoid if self.multilabel else _softmax
+        return blended(lambda part: of(self.model.logits(part)), image, self.window)
 
 
 def blended(
@@ -82,12 +89,16 @@ class Shrunk:
     def __init__(self, model: Segmenter, longest: int):
         self.model, self.longest = model, longest
         self.classes, self.palette, self.image = model.classes, model.palette, model.image
+        self.multilabel = model.multilabel
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`; with many labels a pixel, `[C, H, W]` of 0 and 1."""
         small = self._smaller(image)
         if small is image:
             return self.model.mask(image)
+        if self.multilabel:
+            planes = (cv2.resize(logits, image.shape[1::-1]) > 0 for logits in self.model.logits(small))
+            return np.stack([plane.view(np.uint8) for plane in planes])
         best = np.full(image.shape[:2], -np.inf, np.float32)
         mask = np.zeros(image.shape[:2], np.uint8)
         for i, logits in enumerate(self.model.logits(small)):  # all classes at once would be too much for memory
@@ -120,6 +131,10 @@ def _slopes(length: int) -> np.ndarray:
     """1 in the middle, falling to nearly 0 at both ends: float32 `[length]`."""
     steps = np.arange(length, dtype=np.float32) + 0.5
     return np.minimum(steps, length - steps) * 2 / length
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float32)))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ class TorchSegmenter:
         self.classes = network.classes
         self.palette = default_palette(len(self.classes))
         self.image = (network.image.channels, network.image.dtype)
+        self.multilabel = network.multilabel
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         self.lock = Lock()  # torch spreads one image over the cores; several at once would only share them
 
@@ -39,8 +40,8 @@ class TorchSegmenter:
 
     @torch.no_grad()
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
-        return self._upsampled(image).max(0).indices.byte().cpu().numpy()
+        """Class ids uint8 `[H, W]` of an image `[H, W, C]`; with many labels a pixel, `[C, H, W]` of 0 and 1."""
+        return self.network.decide(self._upsampled(image)[None])[0].byte().cpu().numpy()
 
     def _upsampled(self, image: np.ndarray) -> torch.Tensor:
         batch = torch.tensor(image[None], device=self.network.mean.device).permute(0, 3, 1, 2)

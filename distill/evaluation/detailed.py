@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from distill.batch import UNLABELED, VOID
@@ -79,33 +80,49 @@ def assess(
         FloatingPointError: values that are not finite; names the image.
     """
     boundary, calibration, image_iou = BoundaryIoU(classes), Calibration(), []
-    total = torch.zeros(classes, classes, dtype=torch.int64)
+    total: Tensor | None = None
     equal = compared = 0
     for index in progress(range(len(dataset)), desc="evaluating"):
         image, mask = dataset.read(index)
         guess, top = np.empty(mask.shape, np.uint8), 0
-        matrix = torch.zeros(classes, classes, dtype=torch.int64)
+        matrix: Tensor | None = None
         for band in bands(probabilities, image):  # of large images, all classes at once would be too much for memory
-            confidence, prediction = band.max(0)
+            confidence, prediction = decided(band, mask.ndim == 3)
             if not confidence.isfinite().all():
                 raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
-            rows = slice(top, top := top + len(prediction))
+            rows = (..., slice(top, top := top + prediction.shape[-2]), slice(None))
             guess[rows] = prediction.byte().numpy()
-            matrix += confusion_matrix(prediction[None], torch.from_numpy(mask[None, rows]), classes)
+            counts = confusion_matrix(prediction[None], torch.from_numpy(mask[rows][None]), classes)
+            matrix = counts if matrix is None else matrix + counts
             calibration.add(confidence.numpy(), guess[rows], mask[rows])
-        total += matrix
+        assert matrix is not None
+        total = matrix if total is None else total + matrix
         image_iou.append(Scores(matrix).mean_iou)
         boundary.add(guess, mask)
         if teacher:
             equal += int(((teacher.mask(image) == guess) & (mask != VOID)).sum())
             compared += int((mask != VOID).sum())
     agreement = equal / max(1, compared) if teacher else None
+    assert total is not None
     return Assessment(Scores(total), boundary, calibration, agreement, image_iou)
 
 
+def decided(probabilities: Tensor, multilabel: bool) -> tuple[Tensor, Tensor]:
+    """How sure it is, 0 to 1, and of what: class ids `[h, W]`; with many labels a pixel, `[C, h, W]` of 0 and 1."""
+    if multilabel:
+        return torch.maximum(probabilities, 1 - probabilities), (probabilities > 0.5).long()
+    highest, ids = probabilities.max(0)
+    return highest, ids
+
+
 def plain(model: Segmenter) -> Probabilities:
-    """The network's own probabilities: softmax of its logits."""
-    return lambda image: torch.from_numpy(model.logits(image)).softmax(0)
+    """The network's own probabilities: softmax of its logits, or with many labels a pixel the sigmoid of each."""
+
+    def of(image: np.ndarray) -> Tensor:
+        logits = torch.from_numpy(model.logits(image))
+        return logits.sigmoid() if model.multilabel else logits.softmax(0)
+
+    return of
 
 
 @dataclass
@@ -158,7 +175,8 @@ def worst_strip(
     """Input | ground truth | teacher, if any | student | where it is wrong, as one picture uint8 `[H', W', 3]`."""
     image = viewable(image)
     wrong = (np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 60).astype(np.uint8)
-    wrong[(guess != mask) & (mask < UNLABELED)] = WRONG
+    differ = (guess != mask) & (mask < UNLABELED)
+    wrong[differ.any(0) if mask.ndim == 3 else differ] = WRONG
     panels = {"input": image, "ground truth": colorize(mask, palette)}
     if theirs is not None:
         panels["teacher"] = colorize(theirs, palette)
@@ -256,7 +274,7 @@ def open_data(data: DataConfig, model: Segmenter) -> Splits:
     return open_splits(data)
 
 
-def check_classes(path: Path, model: Segmenter, classes: Sequence[str]) -> None:
+def check_classes(path: Path, model: Segmenter, classes: Sequence[str], multilabel: bool = False) -> None:
     """Refuses a network of other classes; one that has no names for its own must have as many.
 
     Raises:
@@ -267,6 +285,9 @@ def check_classes(path: Path, model: Segmenter, classes: Sequence[str]) -> None:
             raise ConfigError(f"{path}: predicts {len(model.classes)} classes, but the data has {len(classes)}")
     elif model.classes != list(classes):
         raise ConfigError(f"{path}: has the classes {model.classes}, the data {list(classes)}")
+    if model.multilabel != multilabel:
+        kinds = {True: "any number of classes at a pixel", False: "one class a pixel"}
+        raise ConfigError(f"{path}: gives {kinds[model.multilabel]}, the data {kinds[multilabel]} (data.multilabel)")
 
 
 def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
@@ -285,7 +306,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     dataset: Dataset = getattr(splits, args.split)
     for path, one in ((args.model, model), (args.teacher, teacher)):
         if one:
-            check_classes(path, one, splits.classes)
+            check_classes(path, one, splits.classes, splits.multilabel)
     where = "drawn scenes" if data.format == "synthetic" else f"{data.format}, {Path(data.root).resolve()}"
     say(f"{args.model} on {where}: {args.split}, {len(dataset)} images")
     probabilities: Probabilities = Sliding(plain(model), args.window) if args.window else plain(model)
@@ -298,7 +319,8 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     write_json(args.output_dir / "evaluation.json", about | {"split": args.split, **numbers})
     for place, index in enumerate(np.argsort(found.image_iou, kind="stable")[: args.worst]):
         image, mask = dataset.read(int(index))
-        guess = torch.cat([band.argmax(0).byte() for band in bands(probabilities, image)]).numpy()
+        parts = [decided(band, mask.ndim == 3)[1].byte() for band in bands(probabilities, image)]
+        guess = torch.cat(parts, -2).numpy()
         picture = worst_strip(image, mask, guess, splits.palette, teacher.mask(image) if teacher else None)
         Image.fromarray(picture).save(args.output_dir / "worst" / f"{place + 1:02d}_{dataset.names[index]}.png")
     return numbers

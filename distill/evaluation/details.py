@@ -150,18 +150,16 @@ KEYS = ("pixels", "student_right", "teacher_right", "both_wrong")
 
 def chosen(dataset: Dataset) -> list[int]:
     """Images evenly spread over the set, as many as the limits on images and on pixels (by the first one's) allow."""
-    pixels = max(1, dataset.read(0)[1].size)
+    pixels = max(1, int(np.prod(dataset.read(0)[0].shape[:2])))
     count = max(1, min(len(dataset), MOST_IMAGES, MOST_PIXELS // pixels))
     return [i * len(dataset) // count for i in range(count)]
 
 
 @torch.no_grad()
 def answer(network: Asked, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the likeliest class, float32 `[H, W]`, and that class, uint8 `[H, W]`."""
-    logits = network(as_batch(image, network)).upsampled()[0].float()
-    highest, ids = logits.max(0)
-    confidence = (highest - logits.logsumexp(0)).exp().clamp(max=1)
-    return confidence.cpu().numpy(), ids.byte().cpu().numpy()
+    """How sure a network is of what it says, 0 to 1, float32, and what that is, uint8: `[H, W]`, or `[C, H, W]`."""
+    logits = network(as_batch(image, network)).upsampled()[:1].float()
+    return network.confidence(logits)[0].cpu().numpy(), network.decide(logits)[0].byte().cpu().numpy()
 
 
 def who_is_right(teacher: np.ndarray, student: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
@@ -174,11 +172,13 @@ def who_is_right(teacher: np.ndarray, student: np.ndarray, mask: np.ndarray, cla
         classes: number of classes.
 
     Returns:
-        int64 `[4, C]`.
+        int64 `[4, C]`. With many labels a pixel, all three are `[C, H, W]`, and each plane is its class's.
     """
     known, differ = mask < UNLABELED, teacher != student
     kinds = (known, student == mask, teacher == mask, (student != mask) & (teacher != mask))
     parts = [kinds[0], *(known & differ & kind for kind in kinds[1:])]
+    if mask.ndim == 3:
+        return np.stack([part.sum((1, 2)) for part in parts])
     return np.stack([np.bincount(mask[part], minlength=classes) for part in parts])
 
 

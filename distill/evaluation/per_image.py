@@ -37,7 +37,8 @@ def confusion_per_image(
         name: what messages call the network.
 
     Returns:
-        int64 `[K, 3]`: index of the image, true class × classes + predicted class, pixels.
+        int64 `[K, 3]`: index of the image, true class × classes + predicted class, pixels. With many labels a pixel
+            there is a class more, that of none: each class is counted where it is found, missed and invented.
 
     Raises:
         FloatingPointError: the network gave a value that is not finite; names network and images.
@@ -48,9 +49,17 @@ def confusion_per_image(
         for indices, batch in val_batches(dataset, batch_size, rank, world, progress):
             batch = batch.to(device)
             for index, ids, mask in zip(indices, predict(network, batch, name), batch.mask, strict=True):
-                counts = confusion_matrix(ids[None], mask[None], classes).flatten().cpu().numpy()
+                matrix = confusion_matrix(ids[None], mask[None], classes)
+                counts = (with_none(matrix) if network.multilabel else matrix).flatten().cpu().numpy()
                 (cells,) = counts.nonzero()
                 found.append(np.stack([np.full_like(cells, index), cells, counts[cells]], axis=1))
     finally:
         network.train(training)
     return np.concatenate(found)
+
+
+def with_none(matrices: torch.Tensor) -> torch.Tensor:
+    """One matrix `[C + 1, C + 1]` of those without and with each of C classes `[C, 2, 2]`; the last class is none."""
+    square = torch.diag(torch.nn.functional.pad(matrices[:, 1, 1], (0, 1)))
+    square[:-1, -1], square[-1, :-1] = matrices[:, 1, 0], matrices[:, 0, 1]
+    return square

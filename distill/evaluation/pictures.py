@@ -11,6 +11,7 @@ from PIL import Image
 
 from distill.batch import UNLABELED
 from distill.data import Dataset
+from distill.data.planes import label_counts
 from distill.errors import printable
 from distill.models.asked import Asked
 from distill.visualize import Palette, colorize, resized, row, viewable, with_legend
@@ -69,8 +70,8 @@ class Pictures:
             image, mask = self.dataset.read(index)
             said = self.fixed[index] | masks_of(networks or {}, image)
             shown = panels(image, mask, said, self.palette)
-            if widest and (width := mask.shape[1]) > widest:
-                height = max(1, round(mask.shape[0] * widest / width))
+            if widest and (width := image.shape[1]) > widest:
+                height = max(1, round(image.shape[0] * widest / width))
                 how = {title: BILINEAR if title == "input" else NEAREST for title in shown}
                 shown = {title: resized(panel, height, widest, how[title]) for title, panel in shown.items()}
             entries = legend([mask, *said.values()], self.classes, self.palette)
@@ -98,8 +99,8 @@ def panels(
 
     Args:
         image: `[H, W, C]`, of any kind.
-        mask: uint8 `[H, W]`.
-        said: class ids uint8 `[H, W]` by network.
+        mask: uint8 `[H, W]`, or `[C, H, W]` with many labels a pixel.
+        said: class ids uint8 of the same shape by network.
         palette: a color a class.
 
     Returns:
@@ -118,14 +119,14 @@ def panels(
 
 def disagreement(image: np.ndarray, mask: np.ndarray, teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     """The image in gray, with the labeled pixels in color in which teacher and student differ (see `MARKS`)."""
-    known, differ = mask < UNLABELED, teacher != student
+    differ = (mask < UNLABELED) & (teacher != student)
+    parts = [differ & (teacher == mask), differ & (student == mask), differ & (teacher != mask) & (student != mask)]
+    if mask.ndim == 3:  # of several classes at a pixel, one may be wrong in one and the other in another
+        parts = [part.any(0) for part in parts]
     found = (np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.5 + 60).astype(np.uint8)
-    for color, where in (
-        (STUDENT_WRONG, teacher == mask),
-        (TEACHER_WRONG, student == mask),
-        (BOTH_WRONG, (teacher != mask) & (student != mask)),
-    ):
-        found[known & differ & where] = color
+    parts[2] |= parts[0] & parts[1]
+    for color, where in zip((STUDENT_WRONG, TEACHER_WRONG, BOTH_WRONG), parts, strict=True):
+        found[where] = color
     return found
 
 
@@ -133,7 +134,7 @@ def legend(
     masks: Sequence[np.ndarray], classes: Sequence[str], palette: Palette
 ) -> list[tuple[str, tuple[int, int, int]]]:
     """Names and colors of the classes that masks show, by id; of very many, the most frequent."""
-    counts = sum(np.bincount(mask.ravel(), minlength=256)[: len(classes)] for mask in masks)
+    counts = sum(label_counts(mask)[: len(classes)] for mask in masks)
     shown = sorted(np.argsort(-np.asarray(counts), kind="stable")[:MOST_IN_LEGEND].tolist())
     entries = []
     for i in shown:
@@ -159,7 +160,7 @@ def masks_of(networks: Mapping[str, Asked], image: np.ndarray) -> dict[str, np.n
 @torch.no_grad()
 def predict(network: Asked, image: np.ndarray) -> np.ndarray:
     """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""
-    return network(as_batch(image, network)).upsampled().max(1).indices[0].byte().cpu().numpy()
+    return network.decide(network(as_batch(image, network)).upsampled())[0].byte().cpu().numpy()
 
 
 def as_batch(image: np.ndarray, network: Asked) -> torch.Tensor:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,9 +32,10 @@ class Evaluation:
 
 
 def predict(network: Asked, batch: Batch, name: str) -> Tensor:
-    """Class ids int64 `[N, H, W]`; raises FloatingPointError if the logits are not finite."""
-    confidence, ids = network(batch.image).upsampled().max(1)
-    if not confidence.isfinite().all():
+    """What a network decides (see `Asked.decide`); raises FloatingPointError if the logits are not finite."""
+    logits = network(batch.image).upsampled()
+    highest, ids = (logits.abs(), network.decide(logits)) if network.multilabel else logits.max(1)
+    if not highest.isfinite().all():
         raise FloatingPointError(f"the {name} network gives values that are not finite on {', '.join(batch.names)}")
     return ids
 
@@ -69,9 +71,11 @@ def evaluate(
     Raises:
         FloatingPointError: a network gave a value that is not finite; names network and images.
     """
-    classes = len(next(iter(networks.values())).classes)
+    one = next(iter(networks.values()))
+    classes = len(one.classes)
+    shape = (classes, 2, 2) if one.multilabel else (classes, classes)
     training = {name: network.training for name, network in networks.items()}
-    matrices = {name: torch.zeros(classes, classes, dtype=torch.int64, device=device) for name in networks}
+    matrices = {name: torch.zeros(shape, dtype=torch.int64, device=device) for name in networks}
     agreeing = dict.fromkeys(networks, torch.zeros((), dtype=torch.int64, device=device))
     compared = torch.zeros((), dtype=torch.int64, device=device)
     billionths = torch.zeros(len(networks), len(dataset) if each_image else 0, dtype=torch.int64)
@@ -104,8 +108,8 @@ def evaluate(
         network.train(training[name])
     counts = [matrices[n].flatten() for n in networks] + [torch.stack([compared, *agreeing.values()])]
     total = reduce(torch.cat([*counts, billionths.flatten().to(device)])).cpu()
-    size = classes * classes
-    scores = {name: Scores(total[i * size : (i + 1) * size].view(classes, classes)) for i, name in enumerate(networks)}
+    size = int(np.prod(shape))
+    scores = {name: Scores(total[i * size : (i + 1) * size].view(shape)) for i, name in enumerate(networks)}
     pixels, *equal = total[len(networks) * size :][: len(networks) + 1].tolist()
     each = total[len(networks) * (size + 1) + 1 :].view(len(networks), -1).tolist() if each_image else []
     image_iou = {n: [None if v < 0 else v / 1e9 for v in values] for n, values in zip(networks, each, strict=False)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from distill.batch import UNLABELED, VOID, Outputs, Target
 from distill.losses.geometry import Cells, at_least_float32
 from distill.losses.settings import LayersConfig, TermConfig
+
+ManyLabels = Literal["pairs", "each class", "maps", "cannot"]
 
 
 class Term(nn.Module, ABC):
@@ -27,6 +29,9 @@ class Term(nn.Module, ABC):
         needs_teacher: without a teacher it cannot be computed.
         needs_labels: pixels without a label count nothing in it.
         features: the feature maps it wants of both networks.
+        many_labels: how it sees classes that do not exclude each other (see the module of that name): as `pairs` of
+            logits without and with a class, all at once; so of `each class`, and the mean over these; as `maps`; or it
+            cannot, since it relates classes that do.
     """
 
     Config: ClassVar[type[TermConfig]]
@@ -34,6 +39,7 @@ class Term(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     features: tuple[str, ...] = ()
+    many_labels: ClassVar[ManyLabels] = "pairs"
 
     def __init__(self, config: TermConfig | None = None):
         """A loss.
@@ -127,6 +133,7 @@ class MapTerm(Term):
     """
 
     needs_teacher: ClassVar[bool] = True
+    many_labels: ClassVar[ManyLabels] = "maps"
     adapts: ClassVar[bool] = False
 
     def __init__(self, config: TermConfig | None = None):

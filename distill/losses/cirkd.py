@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.batch import Target
-from distill.losses.base import MapTerm
+from distill.losses.base import ManyLabels, MapTerm
 from distill.losses.geometry import Cells
 from distill.losses.maps import kl_over, log_softmax_over
 from distill.losses.relational import nodes, prototypes_of
@@ -73,6 +74,7 @@ class CIRKD(MapTerm):
 
     Config = CIRKDConfig
     config: CIRKDConfig
+    many_labels: ClassVar[ManyLabels] = "cannot"
 
     def build(self, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int]) -> None:
         """Also makes the memories and the student's projection."""

@@ -119,5 +119,10 @@ class Cells:
         return counts.view(images, classes + 1, *self.grid)[:, :-1].to(dtype)
 
     def count_valid(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """How many pixels that are not void belong to each cell: `[N, *grid]`."""
+        """How many pixels that are not void belong to each cell: `[N, *grid]`.
+
+        Of a mask `[N, C, H, W]` the sum over the classes.
+        """
+        if mask.ndim == 4:
+            return self.count_valid(mask.flatten(0, 1), dtype).unflatten(0, mask.shape[:2]).sum(1)
         return self.count((mask == VOID).byte(), 1, dtype)[:, 0]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.batch import Target
-from distill.losses.base import MapTerm
+from distill.losses.base import ManyLabels, MapTerm
 from distill.losses.geometry import Cells, unless_constant
 from distill.losses.settings import CWDConfig, DISTConfig
 
@@ -80,6 +80,7 @@ class DIST(MapTerm):
 
     Config = DISTConfig
     config: DISTConfig
+    many_labels: ClassVar[ManyLabels] = "cannot"
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:
         """See the class."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.batch import Target
-from distill.losses.base import MapTerm
+from distill.losses.base import ManyLabels, MapTerm
 from distill.losses.geometry import Cells
 from distill.losses.settings import IFVDConfig, SKDConfig
 
@@ -73,6 +73,7 @@ class IFVD(MapTerm):
 
     Config = IFVDConfig
     config: IFVDConfig
+    many_labels: ClassVar[ManyLabels] = "cannot"
     needs_labels: ClassVar[bool] = True
 
     def compare(self, student: Tensor, teacher: Tensor, cells: Cells, target: Target) -> Tensor:

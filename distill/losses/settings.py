@@ -56,6 +56,7 @@ class CrossEntropyConfig(TermConfig):
     Args:
         weight: weight in the objective.
         class_weights: one factor per class; all 1 if not given. `log` and `median` take them from the training masks.
+            With `data.multilabel` two, for pixels without and with a class.
         label_smoothing: ε, 0 to 1: the label's distribution becomes (1-ε) one-hot + ε/C (arXiv:1512.00567).
     """
 

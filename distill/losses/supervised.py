@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.batch import UNLABELED, Outputs, Target
-from distill.losses.base import PixelTerm, Term
+from distill.losses.base import ManyLabels, PixelTerm, Term
 from distill.losses.settings import (
     CrossEntropyConfig,
     DiceConfig,
@@ -139,6 +139,7 @@ class RegionTerm(Term):
     """
 
     needs_labels: ClassVar[bool] = True
+    many_labels: ClassVar[ManyLabels] = "each class"
 
     @abstractmethod
     def class_losses(self, probabilities: Tensor, truth: Tensor) -> Tensor:

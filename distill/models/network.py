@@ -34,7 +34,7 @@ from distill.models.asked import Asked
 from distill.models.classic import CNN, FCN
 from distill.models.encoder import cut, load_encoder_weights
 from distill.models.image_input import Input, check_bands, input_of
-from distill.models.smp_files import INPUT, read_classes, read_config
+from distill.models.smp_files import HEAD, INPUT, read_classes, read_config, read_multilabel
 
 # Architectures whose pooling turns the traced image size into a constant: exported for one size only.
 FIXED_SIZE = ("pspnet", "upernet")
@@ -67,6 +67,7 @@ class Network(Asked):
         std: standard deviation likewise.
         image: the images.
         bands: which of their channels the network takes, counted from 0; all if not given.
+        multilabel: its classes do not exclude each other, see `Asked`.
 
     Raises:
         ConfigError: not one mean and one standard deviation for each channel.
@@ -80,8 +81,10 @@ class Network(Asked):
         std: Sequence[float],
         image: ImageKind = RGB,
         bands: Sequence[int] | None = None,
+        multilabel: bool = False,
     ):
         super().__init__()
+        self.multilabel = multilabel
         self.model = model.to(memory_format=torch.channels_last)  # as the images come
         for layer in model.modules():
             if type(layer) is nn.GroupNorm:
@@ -194,7 +197,7 @@ def head_channels(head: str, classes: Sequence[str]) -> int:
     Raises:
         ConfigError: a sigmoid for other than two classes.
     """
-    if head == "softmax":
+    if head != "sigmoid":
         return len(classes)
     if len(classes) != 2:
         raise ConfigError(f"head: sigmoid decides between two classes, here are {len(classes)}; set softmax")
@@ -237,7 +240,8 @@ def build(network: NetworkConfig, classes: Sequence[str], image: ImageKind = RGB
         cut(model)
     if network.weights_file:
         load_encoder_weights(model, network.weights_file)
-    return Network(model, classes, network.mean, network.std, image, network.channels)
+    multilabel = network.head == "multilabel"
+    return Network(model, classes, network.mean, network.std, image, network.channels, multilabel)
 
 
 def save(network: Network, folder: Path) -> None:
@@ -245,6 +249,8 @@ def save(network: Network, folder: Path) -> None:
     network.save_weights(folder)
     names = {str(i): name for i, name in enumerate(network.classes)}
     (folder / "id2label.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n")
+    if network.multilabel:
+        (folder / HEAD).write_text(json.dumps({"head": "multilabel"}) + "\n")
     if network.image != RGB or network.bands is not None:
         mean, std = network.normalization
         known = Input(network.image.channels, network.image.dtype, network.bands, mean, std)
@@ -258,6 +264,7 @@ def load(
     std: Sequence[float],
     image: ImageKind | None = None,
     bands: Sequence[int] | None = None,
+    multilabel: bool | None = None,
 ) -> Network:
     """A network from a folder written by `save` or by SMP's `save_pretrained`, in eval mode.
 
@@ -268,12 +275,14 @@ def load(
         std: likewise.
         image: the images that it must take; as many channels of 8 bits as it has if neither this nor the folder says.
         bands: which of their channels it takes, if the folder does not say.
+        multilabel: whether its classes must not exclude each other; as the folder says if not given.
 
     Raises:
         ConfigError: no such folder, one whose files do not say what they should, unreadable weights, or other classes.
     """
     config, found = read_config(folder), read_classes(folder)
     image, bands, (mean, std) = input_of(folder, config["in_channels"], image, bands, (mean, std))
+    multilabel = read_multilabel(folder, multilabel)
     count = config["classes"]
     if found is not None and count == len(found) == 1:  # the only name is that of the yes
         found = ["background", *found]
@@ -296,7 +305,7 @@ def load(
             model = _smp_network(folder, config)
     except Exception as error:
         raise ConfigError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return Network(model, wanted, mean, std, image, bands).eval()
+    return Network(model, wanted, mean, std, image, bands, multilabel).eval()
 
 
 class _LinspaceOnCpu(TorchFunctionMode):

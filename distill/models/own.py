@@ -20,7 +20,7 @@ from distill.models import network as named
 from distill.models.asked import weights
 from distill.models.image_input import check_bands, input_of
 from distill.models.network import Network, class_logits
-from distill.models.smp_files import read_classes, read_object
+from distill.models.smp_files import read_classes, read_multilabel, read_object
 
 OPTIONS = {"stride": 32, "align_corners": False}
 
@@ -39,6 +39,7 @@ class OwnNetwork(Network):
         align_corners: how logits of a smaller map are upsampled (bilinear).
         image: see `Network`.
         bands: likewise.
+        multilabel: likewise.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class OwnNetwork(Network):
         align_corners: bool = False,
         image: ImageKind = RGB,
         bands: Sequence[int] | None = None,
+        multilabel: bool = False,
     ):
         nn.Module.__init__(self)
         self.model = model if isinstance(model, nn.Module) else _Function(model)
         self.classes, self.stride, self.align_corners = list(classes), stride, align_corners
+        self.multilabel = multilabel
         self.fixed_size = False  # whether its file takes one size only; found out when it is exported
         self.takes(image, bands, mean, std)
 
@@ -77,7 +80,7 @@ class OwnNetwork(Network):
         if features:
             raise ConfigError(f"{self.kind}: is a network of your own, which gives no feature map {features[0]}")
         logits = logits_of(self.model(x.contiguous()))
-        if isinstance(logits, Tensor) and logits.ndim == 4 and len(self.classes) == 2:
+        if isinstance(logits, Tensor) and logits.ndim == 4 and len(self.classes) == 2 and not self.multilabel:
             logits = class_logits(logits)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(self.classes):
             found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"{type(logits).__name__}"
@@ -151,8 +154,10 @@ def build(config: NetworkConfig, classes: Sequence[str], own: Any = None, image:
     if type(options["stride"]) is not int or options["stride"] < 1:
         raise ConfigError(f"options: stride {options['stride']!r} must be a whole number above 0")
     check_bands(config.channels, image)
-    mean, std, bands = config.mean, config.std, config.channels
-    return OwnNetwork(copy.deepcopy(_bare(own)), classes, mean, std, **options, image=image, bands=bands)
+    mean, std, bands, many = config.mean, config.std, config.channels, config.head == "multilabel"
+    return OwnNetwork(
+        copy.deepcopy(_bare(own)), classes, mean, std, **options, image=image, bands=bands, multilabel=many
+    )
 
 
 def load(
@@ -163,6 +168,7 @@ def load(
     own: Any = None,
     image: ImageKind | None = None,
     bands: Sequence[int] | None = None,
+    multilabel: bool | None = None,
 ) -> Network:
     """A network from a folder, in eval mode; see `network.load`.
 
@@ -174,12 +180,13 @@ def load(
         own: the module whose weights are in the folder, if it is one of somebody's own; it is copied.
         image: the images that it must take.
         bands: which of their channels it takes, if the folder does not say.
+        multilabel: whether its classes must not exclude each other; as the folder says if not given.
 
     Raises:
         ConfigError: something else than expected.
     """
     if own is None:
-        return named.load(folder, classes, mean, std, image, bands)
+        return named.load(folder, classes, mean, std, image, bands, multilabel)
     path, found = folder / "model.safetensors", read_classes(folder)
     if not path.is_file():
         raise ConfigError(f"{folder}: holds no model.safetensors; expected the folder of a student or a run")
@@ -191,7 +198,10 @@ def load(
     image, bands, (mean, std) = input_of(folder, count, image, bands, (mean, std))
     record = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     options = {key: record.get(key, value) for key, value in OPTIONS.items()}
-    network = OwnNetwork(copy.deepcopy(_bare(own)), wanted, mean, std, **options, image=image, bands=bands)
+    many = read_multilabel(folder, multilabel)
+    network = OwnNetwork(
+        copy.deepcopy(_bare(own)), wanted, mean, std, **options, image=image, bands=bands, multilabel=many
+    )
     try:
         network.model.load_state_dict(load_file(path), strict=True)
     except Exception as error:  # safetensors' and torch's

@@ -13,7 +13,15 @@ from typing import Any
 from distill.errors import ConfigError
 
 INPUT = "input.json"  # ours, of networks that take other images than RGB of 8 bits
-FILES = ("config.json", "model.safetensors", "id2label.json", "albumentations_config_eval.json", INPUT)  # all read
+HEAD = "head.json"  # ours, of networks whose classes do not exclude each other
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "id2label.json",
+    "albumentations_config_eval.json",
+    INPUT,
+    HEAD,
+)  # all read
 MAX_BYTES = 1_000_000
 MAX_NUMBER = 100_000  # above the channels, blocks and sizes of any known network
 FETCHING = ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")  # timm's
@@ -78,6 +86,27 @@ def read_classes(folder: Path) -> list[str] | None:
         found = f"the keys {', '.join(map(repr, names))}" if set(names) != set(ids) else "names that are no text"
         raise ConfigError(f'{path}: has {found:.200}; expected {{"0": name, "1": name, …}}')
     return [names[i] for i in ids]
+
+
+def read_multilabel(folder: Path, wanted: bool | None) -> bool:
+    """Whether a network's classes do not exclude each other, from `head.json`.
+
+    A folder of SMP's own, which names no classes either, says nothing of it: it is taken as it is wanted.
+
+    Raises:
+        ConfigError: a file that does not say it, or another kind of network than is wanted.
+    """
+    path = folder / HEAD
+    if path.is_file() and (found := read_object(path)) != {"head": "multilabel"}:
+        raise ConfigError(f'{path}: holds {json.dumps(found):.100}; expected {{"head": "multilabel"}}, or no such file')
+    says = path.is_file() or (bool(wanted) and not (folder / "id2label.json").is_file())
+    if wanted is not None and says != wanted:
+        kinds = {True: "any number of classes at a pixel", False: "one class a pixel"}
+        fix = "take another network"
+        if wanted:
+            fix += f', or if that is wrong write {{"head": "multilabel"}} to {path}'
+        raise ConfigError(f"{folder}: gives {kinds[says]}, but the data has {kinds[wanted]}; {fix}")
+    return says
 
 
 def read_normalization(folder: Path, channels: int = 3) -> tuple[list[float], list[float]] | None:

@@ -66,7 +66,13 @@ def write_board(
 
 
 def shares(matrix: np.ndarray) -> np.ndarray:
-    """Counts `[C, C]` as shares of each row; NaN for a class without pixels."""
+    """Counts `[C, C]` as shares of each row; NaN for a class without pixels.
+
+    Of `[C, 2, 2]`, without and with each class: what is found of its pixels, and as how many as it has are invented.
+    """
+    if matrix.ndim == 3:
+        total = matrix[:, 1].sum(1, keepdims=True)
+        return np.where(total > 0, matrix[:, [1, 0], 1] / np.maximum(total, 1), np.nan)
     total = matrix.sum(1, keepdims=True)
     return np.where(total > 0, matrix / np.maximum(total, 1), np.nan)
 

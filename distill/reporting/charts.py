@@ -181,11 +181,15 @@ def reliability(bins: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         return _svg(figure)
 
 
+MANY_LABELS = ("found", "invented")  # columns of a matrix of classes that do not exclude each other
+
+
 def confusion(shares: np.ndarray, classes: Sequence[str], title: str, difference: bool = False) -> np.ndarray:
     """A matrix of shares as a picture uint8 `[H, W, 3]`.
 
     Args:
-        shares: `[C, C]`, rows are the truth; NaN where there is no pixel of a class.
+        shares: `[C, C]`, rows are the truth; NaN where there is no pixel of a class. With many labels a pixel `[C, 2]`:
+            what is found of a class, and what is said to be of it and is not.
         classes: their names.
         title: above it.
         difference: shares are differences, -1 to 1, so that colors have two ends.
@@ -203,7 +207,8 @@ def confusion(shares: np.ndarray, classes: Sequence[str], title: str, difference
         beside = axes.inset_axes((1 + 0.15 / side, 0.1, 0.15 / side, 0.8))
         figure.colorbar(shown, cax=beside, label="points" if difference else "% of the class's pixels")
         if names:
-            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+            columns = names if shares.shape[1] == len(names) else MANY_LABELS
+            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
             axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set(xlabel="predicted", ylabel="truth")
         axes.set_title(title, fontsize=9)

@@ -34,6 +34,7 @@ def write_card(folder: Path, config: Config, results: Results) -> None:
     student, teacher, classes, onnx = results.student, results.teacher, results.classes, results.files.onnx
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     made = as_made(config, record["settings"])  # a setting may have changed since
+    many = made.student.head == "multilabel"
     named = config.data.format not in NAMED_BY_SETTINGS
     data = config.data.format if named else printable(Path(config.data.root).resolve().name)
     scored = EvalResult(
@@ -61,7 +62,8 @@ def write_card(folder: Path, config: Config, results: Results) -> None:
 ---
 # {config.name}: distilled student
 
-Semantic segmentation into {len(classes)} classes with a {_network(folder, student)} of {student.params / 1e6:.2f} M
+Semantic segmentation into {len(classes)} classes{", any number of them at a pixel," * many}
+with a {_network(folder, student)} of {student.params / 1e6:.2f} M
 parameters ({student.flops / 1e9:.2f} GFLOPs an image of {"×".join(map(str, results.image_size))}), distilled
 from a {_network(folder.parent / "teacher", teacher)}{_million(teacher)}.
 
@@ -74,7 +76,7 @@ On {results.val_images} validation images ({cell(data)}), void left out:
 {table(per_class)}
 {_details(results.files)}
 ## Use
-{_with_onnxruntime(onnx) if isinstance(onnx, OnnxFile) else ""}
+{_with_onnxruntime(onnx, many) if isinstance(onnx, OnnxFile) else ""}
 With PyTorch, from this folder:
 
 ```python
@@ -92,8 +94,8 @@ images, crops of {"×".join(map(str, made.data.crop_size))}, learning rate
 
 ## Limits
 
-Trained and scored on one data set; what other cameras, places or seasons cost was not measured. Every pixel gets one of
-the classes above, also where none of them is there. Rare classes are the weak ones: see their IoU.
+Trained and scored on one data set; what other cameras, places or seasons cost was not measured.
+{_limit(many)} Rare classes are the weak ones: see their IoU.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -142,7 +144,15 @@ def _small_map(config: Config) -> str:
     return "model.segmentation_head[1] = torch.nn.Identity()  # it would upsample to another size\n"
 
 
+def _limit(many: bool) -> str:
+    if many:
+        return "Each class is decided by itself, at a probability of a half."
+    return "Every pixel gets one of the classes above, also where none of them is there."
+
+
 def _with_smp(config: Config) -> str:
+    many = config.student.head == "multilabel"
+    decided = "(logits > 0)" if many else "logits.argmax(1)"
     return f"""import albumentations as A, numpy as np, segmentation_models_pytorch as smp, torch
 from PIL import Image, ImageOps
 
@@ -151,7 +161,7 @@ model, preprocess = smp.from_pretrained("."), A.Compose.from_pretrained(".")
 x = preprocess(image=image[0])["image"].transpose(2, 0, 1)[None]  # padded at the bottom and right
 {_small_map(config)}logits = model(torch.from_numpy(x))
 logits = torch.nn.functional.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
-mask = logits.argmax(1)[0, : image.shape[1], : image.shape[2]]"""
+mask = {decided}[0, {":, " * many}: image.shape[1], : image.shape[2]]"""
 
 
 def _with_own_module(name: str) -> str:
@@ -162,7 +172,8 @@ from PIL import Image, ImageOps
 mask = distill.load(".", module={printable(name)}(…)).mask(image[0])  # the module that was trained"""
 
 
-def _with_onnxruntime(onnx: OnnxFile) -> str:
+def _with_onnxruntime(onnx: OnnxFile, many: bool) -> str:
+    holds = "uint8 [C, H, W], 1 where a class is" if many else "uint8 [H, W], class ids"
     return f"""
 With onnxruntime alone; scaling, normalization and padding are in the file, images {_sizes(onnx)}:
 
@@ -172,7 +183,7 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("model.onnx")
 {READ_IMAGE}
-mask = session.run(["mask"], {{"image": image}})[0][0]  # uint8 [H, W], class ids
+mask = session.run(["mask"], {{"image": image}})[0][0]  # {holds}
 ```
 """
 

@@ -153,7 +153,7 @@ class Results(Record):
 
 def collect(run: Run, networks: Mapping[str, Network], evaluation: Evaluation) -> Results:
     """The results of a run, but for the student's files."""
-    classes, size = run.splits.classes, run.splits.val.read(0)[1].shape
+    classes, size = run.splits.classes, run.splits.val.read(0)[0].shape[:2]
 
     def numbers(name: str) -> dict[str, Any]:
         scores, folder, network = evaluation.scores[name], run.config.folder / name, networks[name]

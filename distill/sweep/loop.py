@@ -176,8 +176,8 @@ class Loop:
                 continue
             cells = run.confusion_per_image(network, scored.dataset, folder.name)
             if run.accelerator.is_main_process:
-                write_matrices(folder, name, cells, scored.dataset.names, classes)
-            counts = count_images(cells, len(scored.dataset), len(classes)).sum(0)
+                write_matrices(folder, name, cells, scored.dataset.names, classes, run.splits.multilabel)
+            counts = count_images(cells, len(scored.dataset), len(classes), run.splits.multilabel).sum(0)
             values = [None if value != value else value for value in iou(counts).tolist()]
             by_class = dict(zip(classes, values, strict=True))
             known[name] = {"mean_iou": float(mean_iou(counts)), "iou": by_class, "images": scored.identity}

@@ -46,7 +46,14 @@ def matrices_path(folder: Path, name: str) -> Path:
     return folder / f"confusion-{name}.npz"
 
 
-def write_matrices(folder: Path, name: str, cells: np.ndarray, images: Sequence[str], classes: Sequence[str]) -> None:
+def write_matrices(
+    folder: Path,
+    name: str,
+    cells: np.ndarray,
+    images: Sequence[str],
+    classes: Sequence[str],
+    multilabel: bool = False,
+) -> None:
     """Writes the confusion matrices of single images, replaced as a whole.
 
     Args:
@@ -55,11 +62,13 @@ def write_matrices(folder: Path, name: str, cells: np.ndarray, images: Sequence[
         cells: int64 `[K, 3]` of image, true class × classes + predicted class, and pixels; all else is 0.
         images: their names.
         classes: their names.
+        multilabel: whether there is a class more in the cells, that of none.
     """
     path = matrices_path(folder, name)
     temporary = path.with_name(f".{path.name}.tmp")
     columns = dict(zip(("image", "cell", "pixels"), cells.T, strict=True))
     small = {"image": columns["image"].astype(np.uint32), "cell": columns["cell"].astype(np.uint32)}
+    small |= {"multilabel": np.array(True)} if multilabel else {}
     with temporary.open("wb") as file:
         np.savez_compressed(
             file, **small, pixels=columns["pixels"], names=np.array(images, np.str_), classes=np.array(classes, np.str_)
@@ -73,7 +82,8 @@ def read_counts(folder: Path, name: str) -> tuple[np.ndarray, list[str]] | None:
         with np.load(matrices_path(folder, name), allow_pickle=False) as file:
             names, classes = file["names"].tolist(), len(file["classes"])
             cells = np.stack([file[key].astype(np.int64) for key in ("image", "cell", "pixels")], axis=1)
-        return count_images(cells, len(names), classes), names
+            multilabel = "multilabel" in file
+        return count_images(cells, len(names), classes, multilabel), names
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -36,17 +36,20 @@ class Interval:
     plain: tuple[float, float]
 
 
-def count_images(cells: np.ndarray, images: int, classes: int) -> np.ndarray:
+def count_images(cells: np.ndarray, images: int, classes: int, multilabel: bool = False) -> np.ndarray:
     """Pixels of each image by class: right ones, true ones, predicted ones.
 
     Args:
         cells: int64 `[K, 3]` of image, true class × classes + predicted class, and pixels.
         images: number of images.
         classes: number of classes.
+        multilabel: whether there is a class more in the cells, that of none, which is left out.
 
     Returns:
         int64 `[images, 3, classes]`.
     """
+    if multilabel:
+        return count_images(cells, images, classes + 1)[..., :-1]
     counts = np.zeros((images, 3, classes), np.int64)
     image, cell, pixels = cells.T
     truth, predicted = cell // classes, cell % classes

@@ -62,7 +62,7 @@ class Otherwise(Asked):
     def __init__(self, network: Asked, normalization: tuple[Sequence[float], Sequence[float]] | None, swapped: bool):
         super().__init__()
         self.network, self.normalization, self.swapped = network, normalization, swapped
-        self.classes = network.classes
+        self.classes, self.multilabel = network.classes, network.multilabel
 
     def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
         """See `Network.forward`."""
@@ -115,6 +115,8 @@ def _out_of_reach(run: Run, network: Asked, repair: Repair) -> list[str]:
 def of_classes(scores: Scores, classes: Sequence[str]) -> list[tuple[float, str]]:
     """Skill with the classes renumbered: by one up or down, and in the order that fits the confusion matrix best."""
     matrix, found = scores.matrix, []
+    if matrix.ndim == 3:  # of classes that do not exclude each other it does not say which one is taken for which
+        return []
     for shift, word in ((1, "up"), (-1, "down")):
         skill = Scores(torch.roll(matrix, shift, 1)).skill
         names = [classes[(i + shift) % len(classes)] for i in range(len(classes))]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.batch import Outputs
 from distill.losses.geometry import Cells, cell_position, interpolation, pixel_centers
-from distill.models.asked import Asked
+from distill.models.asked import Asked, logits_from, probabilities_of
 
 
 class Ensemble(Asked):
@@ -42,6 +42,7 @@ class Ensemble(Asked):
         first = networks[0]
         self.model, self.classes, self.stride = first.model, first.classes, first.stride
         self.mean, self.std, self.image, self.bands = first.mean, first.std, first.image, first.bands
+        self.multilabel = first.multilabel
 
     @property
     def _each(self) -> list[Asked]:
@@ -53,7 +54,7 @@ class Ensemble(Asked):
         return {"teachers": of_each, "weights": self.weights, "scales": self.scales, "flip": self.flip}
 
     def forward(self, image: Tensor, features: Sequence[str] = ()) -> Outputs:
-        """Logarithms of the mean probabilities, as logits; see `Network.forward`.
+        """Logits of the mean probabilities (their logarithms, or inverse sigmoids); see `Network.forward`.
 
         Raises:
             ValueError: feature maps are asked for.
@@ -68,8 +69,8 @@ class Ensemble(Asked):
             plain = network is first and scale == 1 and not mirrored
             outputs = own if plain else network(_seen(image, scale, mirrored))
             logits = outputs.logits.float() if plain else _at_cells(outputs, cells, own.size, mirrored)
-            total += weight * logits.softmax(1)
-        return Outputs(total.clamp(min=1e-30).log(), own.size, own.padded_size, own.align_corners)
+            total += weight * probabilities_of(logits, self.multilabel)
+        return Outputs(logits_from(total, self.multilabel), own.size, own.padded_size, own.align_corners)
 
     def _answers(self) -> Iterator[tuple[Asked, float, float, bool]]:
         """Who is asked for what: network, weight, scale, whether mirrored."""

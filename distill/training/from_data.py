@@ -26,6 +26,16 @@ def settled(config: Config, splits: Splits) -> Config:
     return with_class_weights(with_normalization(without_labels(config, splits), splits), splits)
 
 
+def check_heads(config: Config, splits: Splits) -> None:
+    """Raises ConfigError for a network of one class a pixel on data of many, and the reverse."""
+    for name in ("teacher", "student"):
+        head = getattr(config, name).head
+        if (head == "multilabel") != splits.multilabel:
+            has = "masks of any number of classes at a pixel" if splits.multilabel else "masks of one class a pixel"
+            fix = "set multilabel" if splits.multilabel else "set softmax, or data.multilabel true if that is wrong"
+            raise ConfigError(f"{name}.head: {head} does not go with {has}; {fix}")
+
+
 def without_labels(config: Config, splits: Splits) -> Config:
     """The settings as they are for images without labels: the student learns from the teacher alone.
 
@@ -60,11 +70,13 @@ def with_class_weights(config: Config, splits: Splits) -> Config:
     sections = {}
     for name in ("cross_entropy", "focal"):
         section = getattr(config, name)
-        if isinstance(section.class_weights, list) and len(section.class_weights) != len(splits.classes):
+        wanted = 2 if splits.multilabel else len(splits.classes)
+        if isinstance(section.class_weights, list) and len(section.class_weights) != wanted:
             count = len(section.class_weights)
-            raise ConfigError(
-                f"{name}.class_weights: {count} numbers for {len(splits.classes)} classes; give one a class"
-            )
+            fix = f"for {wanted} classes; give one a class"
+            if splits.multilabel:
+                fix = "with data.multilabel; give two, for pixels without and with a class"
+            raise ConfigError(f"{name}.class_weights: {count} numbers {fix}")
         if section.weight and isinstance(section.class_weights, str):
             if counts is None:
                 counts = count_classes(splits)
@@ -96,9 +108,13 @@ def round_to(value: float, digits: int = 5) -> float:
 
 
 def count_classes(splits: Splits) -> torch.Tensor:
-    """Labeled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`."""
-    counts = torch.zeros(2, len(splits.classes), dtype=torch.int64)
+    """Labeled pixels of each class in the training masks, and of any class in the masks that show it: `[2, C]`.
+
+    With many labels a pixel the classes are two: without, and with one.
+    """
+    classes = 2 if splits.multilabel else len(splits.classes)  # without and with a class, all of them together
+    counts = torch.zeros(2, classes, dtype=torch.int64)
     for i in range(len(splits.train)):
-        pixels = torch.from_numpy(np.bincount(splits.train.read(i)[1].ravel(), minlength=256))[: len(splits.classes)]
+        pixels = torch.from_numpy(np.bincount(splits.train.read(i)[1].ravel(), minlength=256))[:classes]
         counts += torch.stack([pixels, (pixels > 0) * pixels.sum()])
     return counts

@@ -14,6 +14,7 @@ from distill.config.schema import Config
 from distill.errors import ConfigError
 from distill.losses import TERMS, PixelTerm, Term
 from distill.losses.chunked import fused
+from distill.losses.many_labels import BOTH, Views
 from distill.losses.sections import Schedule
 from distill.models.asked import Asked
 from distill.models.network import Network
@@ -43,6 +44,7 @@ class Objective(nn.Module):
         weights: by name.
         schedules: of weights and temperatures, by `<term>.<setting>`; of terms that are not there, ignored.
         compiled: let torch.compile fuse the terms that look at one pixel at a time.
+        multilabel: classes do not exclude each other, see `distill.losses.many_labels`.
     """
 
     terms: Any  # a ModuleDict of Term
@@ -53,9 +55,10 @@ class Objective(nn.Module):
         weights: Mapping[str, float],
         schedules: Mapping[str, Schedule] | None = None,
         compiled: bool = False,
+        multilabel: bool = False,
     ):
         super().__init__()
-        self.compiled = compiled
+        self.compiled, self.multilabel = compiled, multilabel
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
         self.schedules = {}
@@ -89,19 +92,22 @@ class Objective(nn.Module):
         if student.logits.dtype in (torch.float16, torch.bfloat16):
             # Gradients at the logits are of the size 1 / pixels, which half precision would round to 0.
             student = replace(student, logits=student.logits.float())
+        seen: tuple[Outputs, Outputs | None, Target] = (student, teacher, target)
+        views = Views(*seen) if self.multilabel else None
         # Terms that look at one pixel at a time share one pass that never holds full-resolution logits.
         together = {n: t for n, t in self.terms.items() if isinstance(t, PixelTerm) and t.chunked}
         total, values, gradient_norms = torch.zeros((), device=student.logits.device), {}, {}
         if together:
             weights = [self.weights[name] for name in together]
-            options = {"norms": norms, "compiled": self.compiled}
-            result = fused(list(together.values()), weights, student, teacher, target, **options)
+            named, pairs = list(together.values()), views.pairs() if views else seen
+            result = fused(named, weights, *pairs, norms=norms, compiled=self.compiled)
             total, values = result.total, dict(zip(together, result.values, strict=True))
             if result.norms:
                 gradient_norms = {n: self.weights[n] * v for n, v in zip(together, result.norms, strict=True)}
+                gradient_norms = {n: v / BOTH for n, v in gradient_norms.items()} if views else gradient_norms
         for name, term in self.terms.items():
             if name not in together:
-                value = term(student, teacher, target)
+                value = views.value(term) if views else term(*seen)
                 total, values[name] = total + self.weights[name] * value, value.detach()
                 if norms and value.requires_grad:
                     (gradient,) = torch.autograd.grad(value, student.logits, retain_graph=True, allow_unused=True)
@@ -122,6 +128,13 @@ def build_objective(config: Config, student: Network, teacher: Asked | None) -> 
         section = getattr(config, name)
         if not section.weight or (term.needs_teacher and teacher is None):
             continue
+        if student.multilabel and term.many_labels == "cannot":
+            why = "relates classes that exclude each other, and those of data.multilabel do not"
+            raise ConfigError(f"{name}.weight: this loss {why}; set 0")
+        if student.multilabel and getattr(section, "standardize", False):
+            raise ConfigError(
+                f"{name}.standardize: of two logits, without and with a class, it leaves 1 and -1; set false"
+            )
         try:
             terms[name], weights[name] = term(section), section.weight
             if teacher:
@@ -131,7 +144,7 @@ def build_objective(config: Config, student: Network, teacher: Asked | None) -> 
     if not terms:
         raise ConfigError("cross_entropy.weight, …: no term is left without a teacher; set one that looks at labels")
     schedules = {key: Schedule(**s) for key, s in config.schedules.items()}
-    return Objective(terms, weights, schedules, config.compile_loss)
+    return Objective(terms, weights, schedules, config.compile_loss, student.multilabel)
 
 
 class Distiller(nn.Module):

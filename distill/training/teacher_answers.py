@@ -107,7 +107,7 @@ def ask(run: Run, network: Asked, part: tuple[int, int] | None = None) -> Cached
     names = from_main(accelerator, lambda: known_by(dataset, config.data.image_size))
     folder = Path(wanted.dir) if wanted.dir else config.folder / CACHE
     made_with = from_main(accelerator, network.identity) | {"precision": accelerator.mixed_precision}
-    cache = TeacherCache(folder, made_with, len(run.splits.classes), wanted.dtype)
+    cache = TeacherCache(folder, made_with, len(run.splits.classes), wanted.dtype, network.multilabel)
     on_all(accelerator, cache.open)
     for path in cache.damaged:
         run.say(f"{path}: is damaged; what it held is asked of the teacher again")
@@ -229,7 +229,10 @@ def encoded(
     logits = outputs.logits[0, :, :rows, :columns].float().permute(1, 2, 0).cpu().numpy()
     stored, lost = np.ascontiguousarray(cache.codec.encode(logits)), 0.0
     if temperature:
-        t, kept = (soften(torch.from_numpy(x).flatten(0, 1), temperature) for x in (logits, cache.codec.decode(stored)))
+        both = [torch.from_numpy(x) for x in (logits, cache.codec.decode(stored))]
+        if cache.codec.multilabel:  # each logit z is of its own two classes, [0, z]
+            both = [torch.stack([torch.zeros_like(z), z], -1) for z in both]
+        t, kept = (soften(x.flatten(0, -2), temperature) for x in both)
         lost = float(divergence(kept, t, "forward_kl").mean())
     return stored, geometry, lost
 

@@ -29,6 +29,7 @@ from distill.data.synthetic.shapes import (
     HILLS,
     HOUSE,
     PERSON,
+    PLANES,
     POLE,
     THINGS,
     TREE,
@@ -101,6 +102,8 @@ class Canvas:
         shade: uint8 `[h, w]`: 255 where a thing keeps the sun from the ground.
         unit: pixels that stand for one height of the scene.
         horizon: its place in the picture, 0 (top) to 1.
+        land: uint8 `[h, w]`: class ids of sky, hills, water and ground, as if no thing stood before them.
+        things: uint8 `[h, w]` by class id: 1 where such things are, whatever stands before them.
     """
 
     def __init__(self, height: int, width: int, horizon: float, setting: Setting) -> None:
@@ -109,6 +112,8 @@ class Canvas:
         self.unit = (height * width / 1.25) ** 0.5
         self.pixels = np.zeros((height, width, 4), np.uint8)
         self.shade = np.zeros((height, width), np.uint8)
+        self.land = np.zeros((height, width), np.uint8)
+        self.things = {label: np.zeros((height, width), np.uint8) for label in THINGS}
 
     def seen(self, colors: Array, label: int, distance: float) -> list[list[int]]:
         """Colors `[N, 3]` under this light through haze (distance 0 to 1), with the label: ready to be painted."""
@@ -119,6 +124,7 @@ class Canvas:
         """Paint a polygon `[K, 2]` in shares of the width and the height."""
         corners = (points * (self.width, self.height) * 2**SUBPIXEL_BITS).astype(np.int32)
         cv2.fillPoly(self.pixels, [corners], self.seen(color[None], label, distance)[0], shift=SUBPIXEL_BITS)
+        cv2.fillPoly(self.land, [corners], label, shift=SUBPIXEL_BITS)
 
     def make(self, rng: np.random.Generator, label: int, x: float, y: float) -> Thing:
         """A thing that stands at (x, y), in perspective; its thinnest parts are told how thin they may be."""
@@ -142,6 +148,8 @@ class Canvas:
             axes, label = np.eye(2), WATER
         for polygon, color in zip(self.corners(thing, axes), self.seen(colors, label, distance), strict=True):
             cv2.fillPoly(self.pixels, [polygon], color, shift=SUBPIXEL_BITS)
+            if not mirrored:
+                cv2.fillPoly(self.things[label], [polygon], 1, shift=SUBPIXEL_BITS)
 
     def cast(self, thing: Thing) -> None:
         """The shadow that a thing throws on the ground."""
@@ -199,7 +207,7 @@ def _paint_far_shore(canvas: Canvas, rng: np.random.Generator, waterline: float)
     mirrored = canvas.pixels[np.maximum(0, 2 * first - 1 - np.arange(first, canvas.height)), :, :3]
     depth = np.linspace(0.3, 0.8, len(mirrored), dtype=np.float32)[:, None, None]
     canvas.pixels[first:, :, :3] = blend(mirrored * np.float32(0.94), canvas.setting.water, depth)
-    canvas.pixels[first:, :, 3] = WATER
+    canvas.pixels[first:, :, 3] = canvas.land[first:] = WATER
 
 
 def _paint_headland(canvas: Canvas, rng: np.random.Generator, waterline: float) -> None:
@@ -309,6 +317,29 @@ def render(seed: int, index: int, height: int, width: int) -> tuple[Array, Array
     Raises:
         ValueError: if the image is smaller than 32x32, or `seed` or `index` is negative.
     """
+    canvas, image, times = _painted(seed, index, height, width)
+    label = canvas.pixels[..., 3]
+    return image, _majority(np.where(_outlines(label, times), np.uint8(VOID), label), height, width)
+
+
+def render_planes(seed: int, index: int, height: int, width: int) -> tuple[Array, Array]:
+    """The same scene with many labels a pixel; see `render`.
+
+    Returns:
+        The image, and for each of `PLANES` where it is, whatever stands before it: uint8 `[C, H, W]` of 0 and 1.
+    """
+    canvas, image, _ = _painted(seed, index, height, width)
+    apart = {"water": canvas.land == WATER, "ground": canvas.land == GROUND}
+    apart["shadow"] = (canvas.shade > 0) & apart["ground"]
+    apart |= {CLASSES[label]: drawn > 0 for label, drawn in canvas.things.items()}
+    planes = [
+        cv2.resize(apart[name].view(np.uint8) * 255, (width, height), None, 0, 0, cv2.INTER_AREA) for name in PLANES
+    ]
+    return image, (np.stack(planes) > 128).astype(np.uint8)  # of more than half a pixel
+
+
+def _painted(seed: int, index: int, height: int, width: int) -> tuple[Canvas, Array, int]:
+    """The canvas of a scene, its image uint8 `[H, W, 3]`, and how many times larger the canvas is."""
     if min(height, width) < SMALLEST_SIZE:
         raise ValueError(f"a scene of {height}x{width} is too small: ask for {SMALLEST_SIZE}x{SMALLEST_SIZE} or more")
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
@@ -328,6 +359,4 @@ def render(seed: int, index: int, height: int, width: int) -> tuple[Array, Array
     _paint_near_shore(canvas, rng, shore)
     image = cv2.resize(_develop(canvas, rng), (width, height), interpolation=cv2.INTER_AREA)
     image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1, 4))
-    label = canvas.pixels[..., 3]
-    mask = _majority(np.where(_outlines(label, times), np.uint8(VOID), label), height, width)
-    return image.clip(0, 255).astype(np.uint8), mask
+    return canvas, image.clip(0, 255).astype(np.uint8), times

@@ -23,6 +23,16 @@ PALETTE = (
     (232, 62, 140),
     (250, 190, 40),
 )
+# What overlaps where each plane of labels is drawn by itself: things as wholes, with what others hide of them.
+PLANES = {
+    "water": PALETTE[2],
+    "ground": PALETTE[3],
+    "shadow": (96, 84, 120),
+    "tree": PALETTE[4],
+    "house": PALETTE[5],
+    "boat": PALETTE[6],
+    "person": PALETTE[8],
+}
 SKY, HILLS, WATER, GROUND, TREE, HOUSE, BOAT, POLE, PERSON, BALLOON = range(len(CLASSES))
 
 

@@ -113,7 +113,8 @@ def open_teacher(
     if source.kind in ("python", "torchvision"):  # their weights are in no file that is known here
         known_by["weights"] = fingerprint(found.model)[:16]
     check_bands(bands, kind)
-    how = (found.size or config.window, config.label_smoothing, known_by, kind, bands)
+    many = config.head == "multilabel"
+    how = (found.size or config.window, config.label_smoothing, known_by, kind, bands, many)
     network = ForeignNetwork(found, names, mean, std, *how)
     where = _tried(network.eval(), image, source)
     opened = _with_classes(network, source, config, classes, [_line(found, network, where)])
@@ -146,7 +147,7 @@ def _found(source: Source, config: TeacherConfig, classes: int, image: Tensor, o
 def _names(found: Found, config: TeacherConfig, classes: Sequence[str], source: Source) -> list[str]:
     """Names of the teacher's classes: those of the settings, its own, or, if it has as many, the data's."""
     names = config.class_names or found.classes
-    if names and len(names) == 1 and found.outputs == 2:
+    if names and len(names) == 1 and found.outputs == 2 and config.head != "multilabel":
         names = ["background", *names]
     if names is None:
         if found.outputs != len(classes):
@@ -204,7 +205,7 @@ def _of_smp_folder(source: Source, config: TeacherConfig, classes: Sequence[str]
             match(names, classes, None)
         except ConfigError:
             return None  # refused as ever, with both lists
-    network = load(folder, None, config.mean, config.std, kind, config.channels)
+    network = load(folder, None, config.mean, config.std, kind, config.channels, config.head == "multilabel")
     if len(network.classes) != len(names):
         raise ConfigError(
             f"{folder}: predicts {len(network.classes)} classes, but teacher.class_names has {len(names)}"

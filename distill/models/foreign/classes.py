@@ -105,7 +105,8 @@ class Mapped(Network):
     """A network of other classes, as one of the data's.
 
     Several classes into one: the logarithm of the sum of their exponentials, so that their probabilities add up. What
-    is left out is no longer part of the distribution, whose rest adds up to 1 again.
+    is left out is no longer part of the distribution, whose rest adds up to 1 again. Where classes do not exclude each
+    other, several into one are as likely as the likeliest of them.
 
     Args:
         inner: the network.
@@ -116,7 +117,7 @@ class Mapped(Network):
         nn.Module.__init__(self)
         self.inner, self.map = inner, classes
         self.classes, self.stride = list(classes.ours), inner.stride
-        self.image, self.bands = inner.image, inner.bands
+        self.image, self.bands, self.multilabel = inner.image, inner.bands, inner.multilabel
         self.register_buffer("mean", inner.mean.clone(), persistent=False)
         self.register_buffer("std", inner.std.clone(), persistent=False)
 
@@ -158,6 +159,11 @@ class Mapped(Network):
     def _mapped(self, outputs: Outputs) -> Outputs:
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
+            if self.multilabel:
+                never = torch.full_like(logits[:, 0], NEVER)
+                each = [logits[:, group].amax(1) if group else never for group in self.map.groups]
+                outputs.logits = torch.stack(each, 1)
+                return outputs
             parts = [logits[:, group].logsumexp(1) if group else None for group in self.map.groups]
             taught = torch.stack([part for part in parts if part is not None], 1).logsumexp(1)
             merged = torch.stack([taught + NEVER if part is None else part for part in parts], 1)

@@ -46,6 +46,25 @@ def log_probabilities(answer: Tensor, kind: Kind, classes: int, smoothing: float
     return answer.log()
 
 
+def many_logits(answer: Tensor, kind: Kind) -> Tensor:
+    """A teacher's map of classes that do not exclude each other as logits, float32 `[N, C, h, w]`, one of each sigmoid.
+
+    Args:
+        answer: `[N, C, h, w]`.
+        kind: `logits` or `sigmoid`, see `check_many`.
+    """
+    return answer.float() if kind == "logits" else answer.float().logit(LEAST)
+
+
+def check_many(kind: Kind, name: str) -> None:
+    """Raises ConfigError if a map of some kind is of classes that exclude each other."""
+    if kind not in ("logits", "sigmoid"):
+        raise ConfigError(
+            f"{name}: its outputs are {kind}, of classes that exclude each other; data.multilabel takes logits or "
+            f"probabilities of each class by itself (teacher.output logits, sigmoid)"
+        )
+
+
 def _of_labels(answer: Tensor, classes: int, smoothing: float) -> Tensor:
     labels = answer.long()
     known = (labels >= 0) & (labels < classes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.batch import RGB, ImageKind, Outputs
 from distill.errors import ConfigError
-from distill.models.foreign.contract import Kind, check_kind, log_probabilities
+from distill.models.foreign.contract import Kind, check_kind, check_many, log_probabilities, many_logits
 from distill.models.foreign.source import RECORD
 from distill.models.foreign.tiled import Windows
 from distill.models.network import Network
@@ -66,6 +66,10 @@ class ForeignNetwork(Network):
         known_by: what it is known again by: file (or other part) → SHA-256.
         image: the images.
         bands: which three of their channels it takes.
+        multilabel: its classes do not exclude each other.
+
+    Raises:
+        ConfigError: they do, by what it gives.
     """
 
     def __init__(
@@ -79,8 +83,12 @@ class ForeignNetwork(Network):
         known_by: Mapping[str, str] | None = None,
         image: ImageKind = RGB,
         bands: Sequence[int] | None = None,
+        multilabel: bool = False,
     ):
         nn.Module.__init__(self)
+        self.multilabel = multilabel
+        if multilabel:
+            check_many(found.kind, found.name)
         self.model, self.answer_kind, self.bgr = found.model, found.kind, found.bgr
         self.name, self.classes, self.smoothing = found.name, list(classes), smoothing
         self.fixed_size = False
@@ -114,7 +122,7 @@ class ForeignNetwork(Network):
         """See `Network.forward`; there are no feature maps."""
         x, size = self.normalize(image), image.shape[-2:]
         if self.window and tuple(size) != self.window:
-            windows = Windows(self._of_window, self.window, self.tile_stride)
+            windows = Windows(self._of_window, self.window, self.tile_stride, self.multilabel)
             x = windows.pad(x)
             self._refuse(features)
             return Outputs(windows(x), (size[0], size[1]), (x.shape[-2], x.shape[-1]), False)
@@ -150,6 +158,8 @@ class ForeignNetwork(Network):
             raise ConfigError(f"{self.name}: gives {count} channels, but has {wanted} classes; set teacher.class_names")
         with torch.autocast(x.device.type, enabled=False):
             check_kind(answer, self.answer_kind, self.name)
+            if self.multilabel:
+                return many_logits(answer, self.answer_kind)
             return log_probabilities(answer, self.answer_kind, wanted, self.smoothing)
 
     def _of_window(self, x: Tensor) -> Tensor:

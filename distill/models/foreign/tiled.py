@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.models.asked import logits_from, probabilities_of
+
 
 class Windows:
     """Overlapping windows over an image, whose answers are blended: the mean of their probabilities.
@@ -20,10 +22,12 @@ class Windows:
         ask: from a window, `[N, 3, *window]`, to logits `[N, C, h, w]`.
         window: its height and width, multiples of the stride.
         stride: pixels of a cell of the map.
+        multilabel: whether classes do not exclude each other.
     """
 
-    def __init__(self, ask: Callable[[Tensor], Tensor], window: Sequence[int], stride: int):
+    def __init__(self, ask: Callable[[Tensor], Tensor], window: Sequence[int], stride: int, multilabel: bool = False):
         self.ask, self.window, self.stride = ask, (window[0], window[1]), stride
+        self.multilabel = multilabel
 
     def pad(self, x: Tensor) -> Tensor:
         """Adds zeros below and on the right: at least a window, and whole cells."""
@@ -33,7 +37,7 @@ class Windows:
         return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logarithms of the blended probabilities, float32 `[N, C, H / stride, W / stride]`, of a padded image."""
+        """Logits of the blended probabilities, float32 `[N, C, H / stride, W / stride]`, of a padded image."""
         cells = [n // self.stride for n in self.window]
         weight = slopes(cells[0])[:, None] * slopes(cells[1])
         weight = weight.to(x.device)
@@ -47,9 +51,10 @@ class Windows:
                     total = torch.zeros(*logits.shape[:2], *grid, device=x.device)
                     seen = torch.zeros(*grid, device=x.device)
                 y, x0 = top // self.stride, left // self.stride
-                total[..., y : y + cells[0], x0 : x0 + cells[1]] += weight * logits.float().softmax(1)
+                found = probabilities_of(logits.float(), self.multilabel)
+                total[..., y : y + cells[0], x0 : x0 + cells[1]] += weight * found
                 seen[y : y + cells[0], x0 : x0 + cells[1]] += weight
-        return (total / seen).clamp(min=1e-30).log()
+        return logits_from(total / seen, self.multilabel)
 
 
 def starts(length: int, window: int, step: int) -> Iterator[int]:
