@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 VOID_COLOR = (96, 96, 96)
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
-ROWS = 1024  # of an image that become an array at once
+ROWS = 1024  # of an image that are worked on at once
 GAP, TITLE = 4, 18  # pixels between panels and above them
 SWATCH = 11  # pixels a side, of a legend's colors
 
@@ -113,7 +113,13 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: floa
         palette: a color a class.
         opacity: of the colors, 0 to 1.
     """
-    return np.asarray(Image.blend(Image.fromarray(viewable(image)), Image.fromarray(colorize(mask, palette)), opacity))
+    shown = viewable(image)
+    picture = np.empty_like(shown)
+    for top in range(0, len(shown), ROWS):  # PIL makes copies on the way
+        rows = slice(top, top + ROWS)
+        below, above = Image.fromarray(shown[rows]), Image.fromarray(colorize(mask[rows], palette))
+        picture[rows] = np.asarray(Image.blend(below, above, opacity))
+    return picture
 
 
 def row(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from distill.deployment import media
 from distill.deployment.runtime import Segmenter, open_model
 from distill.deployment.sandbox import SandboxError
-from distill.deployment.tiles import Shrunk, Tiled
+from distill.deployment.tiles import Shrunk, Tiled, logarithms
 from distill.errors import ConfigError, printable, say
 from distill.visualize import overlay, palette_image, row
 
@@ -91,7 +91,7 @@ def predict(
         if min_confidence is None:
             mask = model.mask(image)
         else:
-            mask, confidence = _sure(model.logits(image), min_confidence)
+            mask, confidence = _sure(model, image, min_confidence)
             Image.fromarray(confidence).save(_file(folder / "confidence", item, "png"), compress_level=1)
         palette_image(mask, model.palette).save(_file(folder / "masks", item, "png"), compress_level=1)
         if opacity is not None or item.video:
@@ -134,8 +134,18 @@ def _count(mask: np.ndarray) -> np.ndarray:
     return np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
 
 
-def _sure(logits: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+def _sure(model: Segmenter, image: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Class ids, void where the class is less likely than `least`, and its probability in 0 to 255: uint8 `[H, W]`."""
+    if not isinstance(model, Tiled):
+        mask, confidence = _sure_of(model.logits(image), least)
+        return mask, confidence
+    bands = list(model.bands(image, lambda found: np.stack(_sure_of(logarithms(found), least))))
+    mask, confidence = np.concatenate(bands, 1)
+    return mask, confidence
+
+
+def _sure_of(logits: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """The same of logits `[C, h, w]`."""
     highest = logits.max(0)
     probability = 1 / np.exp(logits - highest).sum(0)
     mask = np.where(probability < least, VOID, logits.argmax(0)).astype(np.uint8)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from distill.config.parse import parse as parse_settings
 from distill.config.schema import NAMED_BY_SETTINGS, DataConfig
 from distill.data import Dataset, Splits, open_splits
 from distill.deployment.runtime import Segmenter, open_model
-from distill.deployment.tiles import blended
+from distill.deployment.tiles import Tiled, blended
 from distill.deployment.torch_runtime import SmpFolder
 from distill.errors import ConfigError, say
 from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix
@@ -36,6 +38,7 @@ from distill.storage import write_json
 from distill.visualize import Palette, colorize, resized, row, viewable
 
 WRONG = (230, 60, 50)
+WORST_SIDE = 2048  # of larger images, strips show every second, third, … pixel
 DATA_FLAGS = ("-c", "--config", "--data", "--data.format")  # one of them says which data; the others only vary it
 Probabilities = Callable[[np.ndarray], torch.Tensor]  # image uint8 [H, W, 3] → float32 [C, H, W]
 
@@ -50,6 +53,8 @@ class Assessment:
         calibration: of the confidences.
         agreement: share of pixels, void apart, in which the teacher says the same; None without one.
         image_iou: mIoU of each image by itself.
+        worst: the images with the lowest mIoU, the lowest first: index → class ids of the network, and of the teacher
+            if there is one, uint8 `[H, W]`, compressed.
     """
 
     scores: Scores
@@ -57,6 +62,7 @@ class Assessment:
     calibration: Calibration
     agreement: float | None = None
     image_iou: list[float] = field(default_factory=list)
+    worst: dict[int, list[bytes]] = field(default_factory=dict)
 
 
 def assess(
@@ -65,6 +71,7 @@ def assess(
     dataset: Dataset,
     teacher: Segmenter | None = None,
     progress: Callable = lambda items, **_: items,
+    worst: int = 0,
 ) -> Assessment:
     """Scores on every image.
 
@@ -74,19 +81,19 @@ def assess(
         dataset: images with labels.
         teacher: to agree with.
         progress: wraps the loop over images, such as tqdm.
+        worst: masks of so many images are kept.
 
     Raises:
         FloatingPointError: values that are not finite; names the image.
     """
     boundary, calibration, image_iou = BoundaryIoU(classes), Calibration(), []
-    total = torch.zeros(classes, classes, dtype=torch.int64)
+    total, kept = torch.zeros(classes, classes, dtype=torch.int64), dict[int, list[bytes]]()
     equal = compared = 0
     for index in progress(range(len(dataset)), desc="evaluating"):
         image, mask = dataset.read(index)
         guess, top = np.empty(mask.shape, np.uint8), 0
         matrix = torch.zeros(classes, classes, dtype=torch.int64)
-        for band in bands(probabilities, image):  # of large images, all classes at once would be too much for memory
-            confidence, prediction = band.max(0)
+        for confidence, prediction in best(probabilities, image):
             if not confidence.isfinite().all():
                 raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
             rows = slice(top, top := top + len(prediction))
@@ -96,11 +103,19 @@ def assess(
         total += matrix
         image_iou.append(Scores(matrix).mean_iou)
         boundary.add(guess, mask)
+        masks = [guess]
         if teacher:
-            equal += int(((teacher.mask(image) == guess) & (mask != VOID)).sum())
-            compared += int((mask != VOID).sum())
+            masks.append(teacher.mask(image))
+            counted = mask != VOID
+            compared += int(counted.sum())
+            equal += int((counted & (masks[1] == guess)).sum())
+        order = sorted([*kept, index], key=lambda i: (image_iou[i], i))[:worst]
+        if index in order:
+            kept[index] = [zlib.compress(one, 1) for one in masks]
+        kept = {i: kept[i] for i in order}
+        del image, mask, guess, masks  # before the next is read: they may be large
     agreement = equal / max(1, compared) if teacher else None
-    return Assessment(Scores(total), boundary, calibration, agreement, image_iou)
+    return Assessment(Scores(total), boundary, calibration, agreement, image_iou, kept)
 
 
 def plain(model: Segmenter) -> Probabilities:
@@ -124,14 +139,29 @@ class Sliding:
         """Of the whole image."""
         return torch.cat(list(self.bands(image)), 1)
 
-    def bands(self, image: np.ndarray) -> Iterator[torch.Tensor]:
-        """Of the image, some rows at a time."""
-        return map(torch.from_numpy, blended(lambda part: self.probabilities(part).numpy(), image, self.size))
+    def bands(
+        self, image: np.ndarray, kept: Callable[[np.ndarray], np.ndarray] = lambda found: found
+    ) -> Iterator[torch.Tensor]:
+        """What is kept of them, some rows at a time; see `blended`."""
+        return map(torch.from_numpy, blended(lambda part: self.probabilities(part).numpy(), image, self.size, kept))
 
 
-def bands(probabilities: Probabilities, image: np.ndarray) -> Iterator[torch.Tensor]:
-    """Probabilities of an image, float32 `[C, h, W]`, from top to bottom."""
-    yield from probabilities.bands(image) if isinstance(probabilities, Sliding) else (probabilities(image),)
+def best(probabilities: Probabilities, image: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Confidence float32 `[h, W]` and class ids int64 `[h, W]` of an image, from top to bottom.
+
+    Large images come some rows at a time: all of them, or all classes, would be too much for memory.
+    """
+    if not isinstance(probabilities, Sliding):
+        confidence, prediction = probabilities(image).max(0)
+        yield confidence, prediction
+        return
+
+    def both(found: np.ndarray) -> np.ndarray:
+        confidence, prediction = torch.from_numpy(found).max(0)
+        return torch.stack([confidence, prediction.float()]).numpy()  # ids of classes are exact in float32
+
+    for confidence, prediction in probabilities.bands(image, both):
+        yield confidence, prediction.long()
 
 
 def augmented(probabilities: Probabilities, scales: Sequence[float], flip: bool) -> Probabilities:
@@ -276,7 +306,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
             f"{args.model}: is no part of a run, so it does not say which data it is for; "
             f"set --data.format with --data.root, or --config"
         )
-    data = parse_settings(settings).data
+    data = replace(parse_settings(settings).data, cache=False)  # nothing is read often, and images may be large
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     model = open_model(args.model, args.num_threads, args.trusted)
@@ -289,17 +319,22 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     where = "drawn scenes" if data.format == "synthetic" else f"{data.format}, {Path(data.root).resolve()}"
     say(f"{args.model} on {where}: {args.split}, {len(dataset)} images")
     probabilities: Probabilities = Sliding(plain(model), args.window) if args.window else plain(model)
+    if teacher and args.window:
+        teacher = Tiled(teacher, args.window)
     if args.flip or args.scales != [1.0]:
         probabilities = augmented(probabilities, args.scales, args.flip)
-    found = assess(len(splits.classes), probabilities, dataset, teacher, lambda i, **k: tqdm(i, disable=None, **k))
+    bar = partial(tqdm, disable=None)
+    found = assess(len(splits.classes), probabilities, dataset, teacher, bar, args.worst)
     numbers = results(found, splits.classes, dataset.names)
     (args.output_dir / "worst").mkdir(parents=True, exist_ok=True)
     about = {"model": str(args.model), "teacher": args.teacher and str(args.teacher), "data": where}
     write_json(args.output_dir / "evaluation.json", about | {"split": args.split, **numbers})
-    for place, index in enumerate(np.argsort(found.image_iou, kind="stable")[: args.worst]):
-        image, mask = dataset.read(int(index))
-        guess = torch.cat([band.argmax(0).byte() for band in bands(probabilities, image)]).numpy()
-        picture = worst_strip(image, mask, guess, splits.palette, teacher.mask(image) if teacher else None)
+    for place, (index, masks) in enumerate(found.worst.items()):
+        image, mask = dataset.read(index)
+        step = -(-max(mask.shape) // WORST_SIDE)
+        guess, *theirs = (np.frombuffer(zlib.decompress(one), np.uint8).reshape(mask.shape) for one in masks)
+        panels = [np.ascontiguousarray(one[::step, ::step]) for one in (image, mask, guess, *theirs)]
+        picture = worst_strip(*panels[:3], splits.palette, *(panels[3:] or [None]))
         Image.fromarray(picture).save(args.output_dir / "worst" / f"{place + 1:02d}_{dataset.names[index]}.png")
     return numbers
 

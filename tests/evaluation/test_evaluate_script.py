@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from distill import metrics, models
 from distill.config.schema import NetworkConfig
 from distill.data import Dataset
 from distill.deployment.latency import Size, latencies, sizes
-from distill.deployment.runtime import OnnxModel, open_model
+from distill.deployment.runtime import OnnxModel, OnnxProcess, open_model
 from distill.errors import ConfigError
 from distill.evaluation import detailed
 from distill.metrics import BoundaryIoU, Calibration
@@ -138,6 +139,30 @@ def test_large_images_are_assessed_band_by_band_as_they_are_as_a_whole(model):
     assert torch.equal(found.scores.matrix, whole.scores.matrix)
     assert (found.image_iou, found.boundary.iou) == (whole.image_iou, whole.boundary.iou)
     assert found.calibration.error == pytest.approx(whole.calibration.error, rel=1e-12)
+
+
+def test_worst_masks_are_kept_from_the_first_look(model):
+    seen, dataset = [], images()
+    found = detailed.assess(3, lambda image: seen.append(0) or detailed.plain(model)(image), dataset, model, worst=2)
+    assert list(found.worst) == np.argsort(found.image_iou, kind="stable")[:2].tolist()
+    for index, masks in found.worst.items():
+        expected = model.mask(dataset.read(index)[0]).tobytes()
+        assert [zlib.decompress(one) for one in masks] == [expected, expected]
+    assert len(seen) == 3
+
+
+def test_strips_of_large_images_and_the_teacher_of_windows(tmp_path, labeled, monkeypatch):
+    sizes = []
+    ask = OnnxProcess.run
+    monkeypatch.setattr(OnnxProcess, "run", lambda self, *a: sizes.append(a[1].shape[:2]) or ask(self, *a))
+    monkeypatch.setattr(detailed, "WORST_SIDE", 22)
+    model = str(tmp_path / "model.onnx")
+    call = [model, "--teacher", model, "--data.format=folders", f"--data.root={labeled}", "--worst=1"]
+    assert detailed.main([*call, "--window", "16", "24", f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert set(sizes) == {(16, 24)}
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["agreement"] == 1
+    (strip,) = (tmp_path / "out" / "worst").iterdir()
+    assert Image.open(strip).size == (5 * 22 + 4 * 4, 15 + 18)
 
 
 def test_mirrored_views_are_mirrored_back(model):
