@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 VOID_COLOR = (96, 96, 96)
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
-ROWS = 1024  # of an image that are worked on at once
+ROWS = 256  # of an image that are worked on at once
 GAP, TITLE = 4, 18  # pixels between panels and above them
 SWATCH = 11  # pixels a side, of a legend's colors
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,9 +30,8 @@ from distill.config.schema import NAMED_BY_SETTINGS, DataConfig
 from distill.data import Dataset, Splits, open_splits
 from distill.deployment.runtime import Segmenter, open_model
 from distill.deployment.tiles import Tiled, blended
-from distill.deployment.torch_runtime import SmpFolder
 from distill.errors import ConfigError, say
-from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix
+from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix, some_rows
 from distill.storage import write_json
 from distill.visualize import Palette, colorize, resized, row, viewable
 
@@ -53,8 +51,8 @@ class Assessment:
         calibration: of the confidences.
         agreement: share of pixels, void apart, in which the teacher says the same; None without one.
         image_iou: mIoU of each image by itself.
-        worst: the images with the lowest mIoU, the lowest first: index → class ids of the network, and of the teacher
-            if there is one, uint8 `[H, W]`, compressed.
+        worst: the images with the lowest mIoU, the lowest first: index → image, labels and class ids of the network
+            (and of the teacher if there is one); of large ones every second, third, … pixel.
     """
 
     scores: Scores
@@ -62,7 +60,7 @@ class Assessment:
     calibration: Calibration
     agreement: float | None = None
     image_iou: list[float] = field(default_factory=list)
-    worst: dict[int, list[bytes]] = field(default_factory=dict)
+    worst: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
 
 def assess(
@@ -81,13 +79,13 @@ def assess(
         dataset: images with labels.
         teacher: to agree with.
         progress: wraps the loop over images, such as tqdm.
-        worst: masks of so many images are kept.
+        worst: so many images are kept.
 
     Raises:
         FloatingPointError: values that are not finite; names the image.
     """
     boundary, calibration, image_iou = BoundaryIoU(classes), Calibration(), []
-    total, kept = torch.zeros(classes, classes, dtype=torch.int64), dict[int, list[bytes]]()
+    total, kept = torch.zeros(classes, classes, dtype=torch.int64), dict[int, list[np.ndarray]]()
     equal = compared = 0
     for index in progress(range(len(dataset)), desc="evaluating"):
         image, mask = dataset.read(index)
@@ -97,23 +95,25 @@ def assess(
             if not confidence.isfinite().all():
                 raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
             rows = slice(top, top := top + len(prediction))
-            guess[rows] = prediction.byte().numpy()
-            matrix += confusion_matrix(prediction[None], torch.from_numpy(mask[None, rows]), classes)
+            guess[rows] = prediction.numpy()
+            for part in some_rows(prediction.shape):
+                matrix += confusion_matrix(prediction[None, part], torch.from_numpy(mask[None, rows][:, part]), classes)
             calibration.add(confidence.numpy(), guess[rows], mask[rows])
         total += matrix
         image_iou.append(Scores(matrix).mean_iou)
         boundary.add(guess, mask)
-        masks = [guess]
-        if teacher:
-            masks.append(teacher.mask(image))
+        theirs = teacher.mask(image) if teacher else None
+        if theirs is not None:
             counted = mask != VOID
             compared += int(counted.sum())
-            equal += int((counted & (masks[1] == guess)).sum())
+            equal += int((counted & (theirs == guess)).sum())
         order = sorted([*kept, index], key=lambda i: (image_iou[i], i))[:worst]
         if index in order:
-            kept[index] = [zlib.compress(one, 1) for one in masks]
+            step = -(-max(mask.shape) // WORST_SIDE)
+            shown = (viewable(image[::step, ::step]), *(one[::step, ::step] for one in (mask, guess)))
+            kept[index] = [np.array(one) for one in (*shown, *([] if theirs is None else [theirs[::step, ::step]]))]
         kept = {i: kept[i] for i in order}
-        del image, mask, guess, masks  # before the next is read: they may be large
+        del image, mask, guess, theirs  # before the next is read: they may be large
     agreement = equal / max(1, compared) if teacher else None
     return Assessment(Scores(total), boundary, calibration, agreement, image_iou, kept)
 
@@ -147,13 +147,13 @@ class Sliding:
 
 
 def best(probabilities: Probabilities, image: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Confidence float32 `[h, W]` and class ids int64 `[h, W]` of an image, from top to bottom.
+    """Confidence float32 `[h, W]` and class ids uint8 `[h, W]` of an image, from top to bottom.
 
     Large images come some rows at a time: all of them, or all classes, would be too much for memory.
     """
     if not isinstance(probabilities, Sliding):
         confidence, prediction = probabilities(image).max(0)
-        yield confidence, prediction
+        yield confidence, prediction.byte()
         return
 
     def both(found: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ def best(probabilities: Probabilities, image: np.ndarray) -> Iterator[tuple[torc
         return torch.stack([confidence, prediction.float()]).numpy()  # ids of classes are exact in float32
 
     for confidence, prediction in probabilities.bands(image, both):
-        yield confidence, prediction.long()
+        yield confidence, prediction.byte()
 
 
 def augmented(probabilities: Probabilities, scales: Sequence[float], flip: bool) -> Probabilities:
@@ -292,7 +292,7 @@ def check_classes(path: Path, model: Segmenter, classes: Sequence[str]) -> None:
     Raises:
         ConfigError: other classes.
     """
-    if isinstance(model, SmpFolder) and not model.named:
+    if not getattr(model, "named", True):  # only of networks in torch, which an ONNX file need not import
         if len(model.classes) != len(classes):
             raise ConfigError(f"{path}: predicts {len(model.classes)} classes, but the data has {len(classes)}")
     elif model.classes != list(classes):
@@ -307,6 +307,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
             f"set --data.format with --data.root, or --config"
         )
     data = replace(parse_settings(settings).data, cache=False)  # nothing is read often, and images may be large
+    data = replace(data, windows=None) if args.window else data
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     model = open_model(args.model, args.num_threads, args.trusted)
@@ -329,12 +330,8 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     (args.output_dir / "worst").mkdir(parents=True, exist_ok=True)
     about = {"model": str(args.model), "teacher": args.teacher and str(args.teacher), "data": where}
     write_json(args.output_dir / "evaluation.json", about | {"split": args.split, **numbers})
-    for place, (index, masks) in enumerate(found.worst.items()):
-        image, mask = dataset.read(index)
-        step = -(-max(mask.shape) // WORST_SIDE)
-        guess, *theirs = (np.frombuffer(zlib.decompress(one), np.uint8).reshape(mask.shape) for one in masks)
-        panels = [np.ascontiguousarray(one[::step, ::step]) for one in (image, mask, guess, *theirs)]
-        picture = worst_strip(*panels[:3], splits.palette, *(panels[3:] or [None]))
+    for place, (index, (image, mask, guess, *theirs)) in enumerate(found.worst.items()):
+        picture = worst_strip(image, mask, guess, splits.palette, theirs[0] if theirs else None)
         Image.fromarray(picture).save(args.output_dir / "worst" / f"{place + 1:02d}_{dataset.names[index]}.png")
     return numbers
 
