@@ -5,8 +5,10 @@ Where files lie is for `distill.data.layouts` to know, how they are read for `im
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,14 @@ import numpy as np
 from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
 from distill.config.schema import NAMED_BY_SETTINGS, OWN, DataConfig
 from distill.data.arrays import Header
-from distill.data.images import ROTATED, read_header, read_image, upright
+from distill.data.decoded import Decoded
+from distill.data.images import ROTATED, read_header, read_image, read_window, upright
 from distill.data.layouts import read_layout
 from distill.data.masks import Coding, Labels, coding, inspect_mask, read_mask
 from distill.data.pairs import PairOfFiles, find_images
 from distill.data.synthetic import bands, scene, shapes
 from distill.data.transforms import resize_labels
+from distill.data.windows import Window, windows_of
 from distill.errors import ConfigError, harmless
 from distill.visualize import default_palette, resized
 
@@ -37,6 +41,8 @@ class Dataset:
         inspect: index → raises ConfigError if the item's files are not what they should be, without decoding them.
         drawn: as `read`, for data sets that augment: draws from the global generators, which the caller seeds.
         size: index → height and width of what `read` gives, for less than reading it; None if there is no such way.
+        part: index and window → what `read` gives, of the window alone; None if there is no way but to read it all.
+        windows: of its files' images, which each item is; None if items are whole images.
         channels: values of a pixel; 3 are RGB unless `data.in_channels` says otherwise.
         dtype: `uint8`, `uint16` or `float32`.
         labeled: whether it has masks; without, every pixel is `UNLABELED`.
@@ -48,6 +54,8 @@ class Dataset:
     inspect: Callable[[int], None]
     drawn: Callable[[int], Pair] | None = None
     size: Callable[[int], tuple[int, int]] | None = None
+    part: Callable[[int, Window], Pair] | None = None
+    windows: list[Window] | None = None
     channels: int = 3
     dtype: str = "uint8"
     labeled: bool = True
@@ -69,6 +77,7 @@ class Dataset:
             self.files + other.files,
             lambda i: self.inspect(i) if i < first else other.inspect(i - first),
             size=lambda i: self.size_of(i) if i < first else other.size_of(i - first),
+            windows=self.windows + other.windows if self.windows and other.windows else None,
             channels=self.channels,
             dtype=self.dtype,
             labeled=self.labeled or other.labeled,
@@ -78,6 +87,33 @@ class Dataset:
         """Height and width of an item."""
         height, width = self.size(index) if self.size else self.read(index)[1].shape
         return height, width
+
+    def in_windows(self, window: Sequence[int], overlapping: bool) -> Dataset:
+        """Windows of the images as items, those of an image one after the other; see `windows_of`."""
+        part = self.part
+        if part is None:
+            return self
+        places = [
+            (index, place)
+            for index in range(len(self))
+            for place in windows_of(self.size_of(index), window, overlapping)
+        ]
+
+        def inspect(number: int) -> None:
+            index, place = places[number]
+            if place.top == place.left == 0:  # its file is that of the windows that follow
+                self.inspect(index)
+
+        return replace(
+            self,
+            names=[self.names[index] + place.suffix for index, place in places],
+            read=lambda number: part(*places[number]),
+            files=[self.files[index] for index, _ in places],
+            inspect=inspect,
+            size=lambda number: (places[number][1].height, places[number][1].width),
+            part=None,
+            windows=[place for _, place in places],
+        )
 
 
 @dataclass
@@ -138,12 +174,16 @@ def open_splits(config: DataConfig) -> Splits:
         known = _known(config, layout.train[0].image)
         train, val = (_files(config, pairs, how, known) for pairs in (layout.train, layout.val))
         notes = list(layout.notes)
+        if config.windows:
+            notes += _note_on_windows(config, layout.train)
+            train, val = train.in_windows(config.windows, True), val.in_windows(config.windows, False)
     train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
     unlabeled = None
     if config.unlabeled:
         folder = Path(config.root) / config.unlabeled
         pairs = [PairOfFiles(key, path) for key, path in find_images(folder, bool(config.in_channels)).items()]
         unlabeled = _files(config, pairs, None, known)
+        unlabeled = unlabeled.in_windows(config.windows, True) if config.windows else unlabeled
     return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, how.void, notes)
 
 
@@ -184,10 +224,20 @@ def _refuse_unused(config: DataConfig) -> None:
         "reduce_zero_label": config.reduce_zero_label and drawn,
         "val_fraction": config.val_fraction and drawn,
         "val_group": config.val_group is not None and not config.val_fraction,
+        "windows": config.windows is not None and drawn,
+        "decoded_dir": config.decoded_dir is not None and drawn,
     }
     for name in (name for name, is_set in unused.items() if is_set):
         where = "without data.val_fraction" if name == "val_group" else f"in data.format {config.format}"
         raise ConfigError(f"data.{name}: changes nothing {where}; leave it out")
+
+
+def _note_on_windows(config: DataConfig, pairs: Sequence[PairOfFiles]) -> list[str]:
+    """Says where a window costs the decoding of its whole image."""
+    slow = sorted({path.suffix.lower() for pair in pairs for path in pair.files} - {".npy"})
+    if not slow or config.decoded_dir:
+        return []
+    return [f"each window has its whole {' and '.join(slow)} decoded; set data.decoded_dir, and they are decoded once"]
 
 
 def _synthetic(config: DataConfig, seed: int, length: int, how: Coding) -> Dataset:
@@ -221,6 +271,8 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
     """Images in files, with masks or alone; the mask of one alone says that no pixel has a label."""
     kind, said_by = known
     by_color = how is not None and how.colors is not None
+    decoded = Decoded(Path(config.decoded_dir) if config.decoded_dir else None, hold=config.windows is not None)
+    known_as = how and hashlib.sha256(how.table.tobytes() + repr(how.colors).encode()).hexdigest()
 
     def header_of(index: int) -> Header:
         header = read_header(pairs[index].image, config.max_pixels, config.in_channels)
@@ -245,16 +297,39 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
             raise ConfigError(f"{pair.mask}: {sizes}; make them the same size")
         return header
 
+    # Where files are decoded once, they are looked at once, too: the header of a large PNG is not read for each window.
+    good = cache(inspected) if config.decoded_dir or config.windows else inspected
+
+    def image_of(index: int) -> np.ndarray:
+        """Decoded, perhaps for others too, so not to be written to; as all that is decoded below."""
+        pair, header = pairs[index], good(index)
+
+        def decode() -> np.ndarray:
+            found = read_image(pair.image, config.max_pixels, config.in_channels)
+            return found if header.orientation == 1 else upright(found, header.orientation)
+
+        if pair.image.suffix.lower() == ".npy":  # is a raw array as it is
+            return decode()
+        return decoded.get(pair.image, f"image {config.in_channels}", decode)
+
+    def mask_of(index: int, size: tuple[int, ...]) -> np.ndarray:
+        path, coded = pairs[index].mask, how
+        if path is None or coded is None:
+            return np.broadcast_to(np.uint8(UNLABELED), size)
+        return decoded.get(path, f"mask {known_as}", lambda: read_mask(path, config.max_pixels, coded))
+
     def read(index: int) -> Pair:
-        pair, header = pairs[index], inspected(index)
-        image = read_image(pair.image, config.max_pixels, config.in_channels)
-        if header.orientation != 1:
-            image = upright(image, header.orientation)
-        mask = read_mask(pair.mask, config.max_pixels, how) if how and pair.mask else None
+        image = image_of(index)
+        mask = mask_of(index, image.shape[:2])
         if config.image_size:
             image = resized(image, config.image_size[0], config.image_size[1])
-            mask = None if mask is None else resize_labels(mask, config.image_size)
-        return image, np.full(image.shape[:2], UNLABELED, dtype=np.uint8) if mask is None else mask
+            mask = resize_labels(mask, config.image_size)
+        return (image, mask) if image.flags.writeable and mask.flags.writeable else (np.array(image), np.array(mask))
+
+    def part(index: int, window: Window) -> Pair:
+        size = good(index).turned
+        image = read_window(pairs[index].image, config.max_pixels, config.in_channels, window)
+        return window.of(image_of(index)) if image is None else image, window.of(mask_of(index, size))
 
     def inspect(index: int) -> None:
         inspected(index)
@@ -266,10 +341,11 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
 
     return Dataset(
         [pair.name for pair in pairs],
-        _cached(read) if config.cache else read,
+        _cached(read) if config.cache and not config.decoded_dir else read,
         [pair.files for pair in pairs],
         inspect,
         size=size,
+        part=part,
         channels=kind.channels,
         dtype=kind.dtype,
         labeled=bool(pairs and pairs[0].mask),

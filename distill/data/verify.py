@@ -67,7 +67,7 @@ def check_splits(
                     if split != "val":
                         seen[digest] = image
             except ConfigError as error:
-                problems.append(str(error))
+                problems += [str(error)] if str(error) not in problems else []  # of another window of the file
     if problems:
         more = len(problems) - MAX_LISTED
         listed = "\n  ".join(problems[:MAX_LISTED] + ([f"… and {more} more"] if more > 0 else []))
