@@ -120,7 +120,8 @@ def plot(found: dict[str, Any], path: Path, about: str) -> None:
             axes.set_xticks([p["processes"] for p in points])
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)
-    figure.suptitle(f"A training step, 8 images a process unless set otherwise; {about}", fontsize=8)
+    batch = next(iter(found.values()))[0]["shape"][0]
+    figure.suptitle(f"A training step, {batch} images a process; {about}", fontsize=8)
     figure.savefig(path, dpi=90)
 
 

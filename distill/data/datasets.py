@@ -68,6 +68,11 @@ class Dataset:
         """What every image is."""
         return ImageKind(self.channels, self.dtype)
 
+    @property
+    def file_sets(self) -> list[tuple[Path, ...]]:
+        """The files behind the items; those of an image once, however many windows it has."""
+        return list(dict.fromkeys(self.files)) if self.windows else self.files
+
     def __add__(self, other: Dataset) -> Dataset:
         """The items of this and then those of another."""
         first = len(self)

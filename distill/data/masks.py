@@ -138,8 +138,10 @@ def read_mask(path: Path, max_pixels: int, how: Coding) -> np.ndarray:
     raw = np.asarray(mask) if how.colors is None else _places(path, mask, how.colors)
     labels = np.empty(raw.shape, np.uint8)
     for top in range(0, len(raw), ROWS):  # of large masks, eight bytes a pixel would be too much at once
-        rows = raw[top : top + ROWS].astype(np.int64)
-        ids = how.table[rows.clip(-1, LABELS)]
+        rows = raw[top : top + ROWS]
+        if rows.dtype != np.uint8:  # which is in the table as it is
+            rows = rows.astype(np.int64)
+        ids = how.table[rows if rows.dtype == np.uint8 else rows.clip(-1, LABELS)]
         labels[top : top + ROWS] = ids
         if not (ids < 0).any():
             continue

@@ -159,7 +159,7 @@ def check_once(
     """
     for note in splits.notes:
         say(note)
-    files = [path for _, dataset in _named(splits) for paths in dataset.files for path in paths]
+    files = [path for _, dataset in _named(splits) for paths in dataset.file_sets for path in paths]
     found = fingerprint(splits, config) if files else None
     known = _read(record)
     good_enough = known.get("check") in ("full", config.check) or config.check == "off"
@@ -186,7 +186,7 @@ def fingerprint(splits: Splits, config: DataConfig) -> str | None:
     known = hashlib.sha256(json.dumps([VERSION, *settings]).encode())
     try:
         for split, dataset in _named(splits):
-            for path in (path for paths in dataset.files for path in paths):
+            for path in (path for paths in dataset.file_sets for path in paths):
                 stat = path.stat()
                 facts = f"{split} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}\0"
                 known.update(facts.encode() + os.fsencode(path.absolute()) + b"\0")

@@ -9,7 +9,7 @@ from PIL import Image
 from distill.batch import UNLABELED
 from distill.config.schema import DataConfig
 from distill.data import datasets as module
-from distill.data import known_by, open_splits, own_splits
+from distill.data import contents, known_by, open_splits, own_splits
 from distill.data.windows import windows_of
 from distill.errors import ConfigError
 
@@ -112,6 +112,7 @@ def test_a_file_is_decoded_once(settings, tmp_path, monkeypatch):
 def test_images_without_labels_have_windows_too(settings, tmp_path):
     splits = open_splits(DataConfig(**settings, unlabeled="val/images", windows=[24, 32]))
     assert splits.unlabeled.read(1)[1].tolist() == np.full((24, 32), UNLABELED).tolist()
+    assert contents(splits)["data.unlabeled_files"].startswith("1 files")  # however many windows
     both = splits.train + splits.unlabeled
     assert len(set(known_by(both, None))) == len(both)
 

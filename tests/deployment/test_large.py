@@ -75,6 +75,12 @@ def test_no_seams_show():
     assert (mask[2:-2, 2:-2] == 1).all()
 
 
+@pytest.mark.parametrize("window", [(32, 48), (40, 40), (60, 64)])
+def test_windows_say_what_one_pass_says_where_a_network_sees_less_than_they_overlap(model, window):
+    image = np.kron(noise(12, 16), np.ones((10, 10, 1))).astype(np.uint8)
+    assert (Tiled(model, window).mask(image) != model.mask(image)).mean() <= 0.005
+
+
 def test_a_large_image_is_seen_smaller_and_answered_in_its_own_size(model):
     image = noise(60, 45)
     small = np.asarray(Image.fromarray(image).resize((24, 32), Image.Resampling.BILINEAR))
