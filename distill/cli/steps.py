@@ -139,8 +139,8 @@ def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     with run_of(flags) as run:
         if args.classes:  # for networks that tell so many apart; the scenes show ten at most
             names = [f"class {i}" for i in range(args.classes)]
-            table = {"classes": names, "palette": [(0, 0, 0)] * len(names)}
-            run = replace(run, splits=replace(run.splits, train=of_classes(run.splits.train, len(names)), **table))
+            train, palette = of_classes(run.splits.train, len(names)), [(0, 0, 0)] * len(names)
+            run = replace(run, splits=replace(run.splits, train=train, classes=names, palette=palette))
         device, (teacher, targets) = run.accelerator.device, targets_of(run)
         batch = next(run.train_batches(0, unlabeled=False, targets=targets)).to(device)
         online = Teacher(teacher, run.precision)

@@ -17,7 +17,7 @@ from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
 from distill.config.schema import NAMED_BY_SETTINGS, OWN, DataConfig
 from distill.data.arrays import Header
 from distill.data.decoded import Decoded
-from distill.data.images import ROTATED, read_header, read_image, read_window, upright
+from distill.data.images import ROTATED, read_header, read_image, read_window, reads_windows, upright
 from distill.data.layouts import read_layout
 from distill.data.masks import Coding, Labels, coding, inspect_mask, read_mask
 from distill.data.pairs import PairOfFiles, find_images
@@ -239,10 +239,13 @@ def _refuse_unused(config: DataConfig) -> None:
 
 def _note_on_windows(config: DataConfig, pairs: Sequence[PairOfFiles]) -> list[str]:
     """Says where a window costs the decoding of its whole image."""
-    slow = sorted({path.suffix.lower() for pair in pairs for path in pair.files} - {".npy"})
+    pair = pairs[0]
+    slow = {pair.mask.suffix} if pair.mask else set()
+    slow |= set() if reads_windows(pair.image, config.in_channels) else {pair.image.suffix}
     if not slow or config.decoded_dir:
         return []
-    return [f"each window has its whole {' and '.join(slow)} decoded; set data.decoded_dir, and they are decoded once"]
+    files = " and ".join(sorted(slow))
+    return [f"each window has its whole {files} decoded; set data.decoded_dir, and they are decoded once"]
 
 
 def _synthetic(config: DataConfig, seed: int, length: int, how: Coding) -> Dataset:

@@ -178,10 +178,19 @@ def read_window(path: Path, max_pixels: int, channels: int | None, window: Windo
     Raises:
         ConfigError: as `read_image`.
     """
-    if channels is None or _kind(path) != "npy":
+    if not reads_windows(path, channels):
         return None
     header = read_header(path, max_pixels, channels)
-    return _as_pixels(path, window.of(open_array(path, max_pixels)), header.dtype)
+    if _kind(path) == "npy":
+        return _as_pixels(path, window.of(open_array(path, max_pixels)), header.dtype)
+    from distill.data.tiff import read_tiff
+
+    return _as_pixels(path, read_tiff(path, max_pixels, window), header.dtype)
+
+
+def reads_windows(path: Path, channels: int | None) -> bool:
+    """Whether a part of an image can be read without decoding all of it."""
+    return channels is not None and _kind(path) in ("npy", "tiff")
 
 
 def _as_pixels(path: Path, values: np.ndarray, dtype: str) -> np.ndarray:

@@ -8,9 +8,10 @@ from PIL import Image
 
 from distill.batch import UNLABELED
 from distill.config.schema import DataConfig
+from distill.data import contents, known_by, open_splits, own_splits, tiff
 from distill.data import datasets as module
-from distill.data import contents, known_by, open_splits, own_splits
-from distill.data.windows import windows_of
+from distill.data.images import read_window
+from distill.data.windows import Window, windows_of
 from distill.errors import ConfigError
 
 SIZE = 50, 70
@@ -77,6 +78,23 @@ def test_of_an_array_only_the_window_is_read(settings, monkeypatch):
     splits = open_splits(DataConfig(**settings, **more, windows=[24, 32]))
     monkeypatch.setattr(module, "read_image", None)
     assert splits.train.read(3)[0].shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("layout", [{}, {"tile": (16, 32)}, {"rowsperstrip": 7}, {"planarconfig": "separate"}])
+def test_of_a_tiff_only_strips_and_tiles_in_the_window_are_read(tmp_path, monkeypatch, layout):
+    tifffile = pytest.importorskip("tifffile")
+    image, path = np.random.default_rng(0).integers(0, 60_000, (50, 70, 5), np.uint16), tmp_path / "a.tif"
+    stored = np.moveaxis(image, 2, 0) if "planarconfig" in layout else image
+    options = {"planarconfig": "contig", "compression": "zlib"} | layout
+    tifffile.imwrite(path, stored, photometric="minisblack", **options)
+    unpacked, unpack = [], tiff._decompressed
+    monkeypatch.setattr(tiff, "_decompressed", lambda *a: unpacked.append(a[2]) or unpack(*a))
+    for window in windows_of((50, 70), (24, 32), True) + windows_of((50, 70), (17, 70), False):
+        assert np.array_equal(read_window(path, 10_000, 5, window), window.of(image))
+    unpacked.clear()
+    read_window(path, 10_000, 5, Window(16, 32, 5, 5))
+    expected = {"tile": 1, "rowsperstrip": 1, "planarconfig": 5}.get(next(iter(layout), ""), 1)
+    assert len(unpacked) == expected
 
 
 def test_a_file_is_decoded_once(settings, tmp_path, monkeypatch):
