@@ -5,6 +5,7 @@ All are sums over the pixels of the whole set: the same for any batch size and n
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -91,6 +92,12 @@ class Scores:
         return skill[truth > 0].mean().item()
 
 
+def some_rows(size: Sequence[int]) -> Iterator[slice]:
+    """The rows of an image of a height and width, some at a time."""
+    step = max(1, COUNTED // max(1, size[1]))
+    return (slice(top, min(top + step, size[0])) for top in range(0, size[0], step))
+
+
 class Comparison:
     """Masks beside those of a reference, on labeled images.
 
@@ -127,7 +134,8 @@ class Comparison:
         return self.equal / self.pixels
 
 
-ROWS = 1024  # of an image that are looked at at once
+ROWS = 1024  # of an image in which outlines are looked for at once
+COUNTED = 1 << 20  # pixels that are counted at once, which takes many bytes of each
 BOUNDARY_WIDTH = 0.02  # of the image's diagonal
 
 
@@ -165,8 +173,8 @@ class BoundaryIoU:
             near_truth, near_guess = ((_near_boundary(x, reach) & known)[inner] for x in (truth, guess))
             truth, guess = truth[inner], guess[inner]
             for i, labels in enumerate((truth[near_truth & near_guess & (truth == guess)], truth[near_truth])):
-                self.counts[i] += np.bincount(labels, minlength=self.classes)
-            self.counts[2] += np.bincount(guess[near_guess], minlength=self.classes)
+                self.counts[i] += _histogram(labels, self.classes)
+            self.counts[2] += _histogram(guess[near_guess], self.classes)
 
     @property
     def iou(self) -> list[float | None]:
@@ -178,6 +186,12 @@ class BoundaryIoU:
         """Mean over the classes that the ground truth has; 0 if it has none."""
         values = [value for value in self.iou if value is not None]
         return sum(values) / len(values) if values else 0.0
+
+
+def _histogram(labels: np.ndarray, classes: int) -> np.ndarray:
+    """How often there is each class id among some, int64 `[classes]`."""
+    parts = np.array_split(labels, 1 + len(labels) // COUNTED)
+    return np.sum([np.bincount(part, minlength=classes) for part in parts], axis=0)
 
 
 def _near_boundary(labels: np.ndarray, reach: int) -> np.ndarray:
@@ -206,12 +220,15 @@ class Calibration:
 
     def add(self, confidence: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> None:
         """Counts an image: probabilities of the predicted class, class ids and labels, each `[H, W]`."""
-        known = mask < UNLABELED
-        values = confidence[known].astype(np.float64)
-        places = np.minimum((values * self.bins).astype(np.int64), self.bins - 1)
-        self.pixels += np.bincount(places, minlength=self.bins)
-        self.right += np.bincount(places[prediction[known] == mask[known]], minlength=self.bins)
-        self.confidence += np.bincount(places, values, self.bins)
+        sums = np.zeros(self.bins)
+        for rows in some_rows(mask.shape):
+            known = mask[rows] < UNLABELED
+            values = confidence[rows][known].astype(np.float64)
+            places = np.minimum((values * self.bins).astype(np.int64), self.bins - 1)
+            self.pixels += np.bincount(places, minlength=self.bins)
+            self.right += np.bincount(places[prediction[rows][known] == mask[rows][known]], minlength=self.bins)
+            np.add.at(sums, places, values)  # in the order of the pixels, however many rows come at a time
+        self.confidence += sums
 
     @property
     def error(self) -> float:

@@ -13,7 +13,7 @@ VOID_COLOR = (96, 96, 96)
 NOTHING, NOTHING_COLOR = 253, (24, 24, 24)  # where none of several classes is that may be at a pixel
 UNKNOWN = 254  # as a label: none is known; from here on, see `distill.batch`, which needs torch
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
-ROWS = 1024  # of an image that become an array at once
+ROWS = 256  # of an image that are worked on at once
 GAP, TITLE = 4, 18  # pixels between panels and above them
 SWATCH = 11  # pixels a side, of a legend's colors
 
@@ -130,11 +130,16 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette, opacity: floa
         palette: a color a class.
         opacity: of the colors, 0 to 1.
     """
-    if mask.ndim == 3:
-        seen, top = viewable(image), topmost(mask)
-        colors = np.where((top == NOTHING)[..., None], seen, color_table(palette)[top])
-        return np.asarray(Image.blend(Image.fromarray(seen), Image.fromarray(colors), opacity))
-    return np.asarray(Image.blend(Image.fromarray(viewable(image)), Image.fromarray(colorize(mask, palette)), opacity))
+    shown = viewable(image)
+    picture = np.empty_like(shown)
+    for top in range(0, len(shown), ROWS):  # PIL makes copies on the way
+        rows = slice(top, top + ROWS)
+        seen, colors = shown[rows], colorize(mask[..., rows, :], palette)
+        if mask.ndim == 3:  # where there is nothing, the image is as it is
+            colors = np.where((topmost(mask[:, rows]) == NOTHING)[..., None], seen, colors)
+        below, above = Image.fromarray(seen), Image.fromarray(colors)
+        picture[rows] = np.asarray(Image.blend(below, above, opacity))
+    return picture
 
 
 def row(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:

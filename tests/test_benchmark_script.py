@@ -3,7 +3,9 @@ import copy
 import inspect
 import io
 import json
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,7 @@ from accelerate.state import AcceleratorState
 from conftest import TINY, flags, tiny_config
 
 from distill.batch import Batch
-from distill.cli import benchmark, memory
+from distill.cli import benchmark, costs, memory
 from distill.cli import measure as script
 from distill.cli.torchdistill_step import torchdistill_step
 from distill.config.schema import dump
@@ -37,7 +39,7 @@ def test_inference_leaves_no_file_where_it_was_started(tmp_path, monkeypatch):
 def test_steps_are_measured_and_written_with_their_command(tmp_path, capsys, name):
     small = TINY | {"data.synthetic_val": 2, "mixed_precision": "no", "kd.weight": 1}
     small = {k: v for k, v in small.items() if not k.endswith("max_train_steps") and k != "logging_steps"}
-    more = {"loader": ["--workers", "0"]}.get(name, [])
+    more = {"loader": ["--workers", "0"], "step": ["--classes", "7"]}.get(name, [])
     script.main([name, "--repeat", "1", "--output", str(tmp_path / "found.json"), *more, *flags(small)])
     found = json.loads((tmp_path / "found.json").read_text())
     assert found.pop("command").startswith("distill benchmark")
@@ -48,6 +50,7 @@ def test_steps_are_measured_and_written_with_their_command(tmp_path, capsys, nam
         assert all(time > 0 for times in found["seconds"].values() for time in times)
         assert all(contender in said for contender in found["seconds"])
     assert "asked once for 8 images" in said or name == "validation"
+    assert name != "step" or found["shape"][1] == 7
 
 
 def test_the_other_library_trains_the_same_loss(tmp_path):
@@ -99,6 +102,40 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path, capsys, monkeypa
     assert found["shape"] == [2, 10, 64, 64] and all(found["bytes_at_start"].values())
     said = capsys.readouterr().out
     assert all(name in said for name in memory.CONTENDERS) and "1.00 × labels alone" in said
+
+
+def test_costs_are_measured_point_by_point_and_drawn(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def run_here(command, env, stdout):
+        text = " ".join(command)
+        started.append(text)
+        shape = [2, 10, 64, 96]
+        seconds = {name: [0.01 * len(started), 1.0, 0.0] for name in costs.SHOWN}
+        output = re.search(r"--output'?,? '?([^ ',]+)", text).group(1)
+        Path(output).write_text(json.dumps({"shape": shape, "seconds": seconds}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(costs.subprocess, "run", run_here)
+    paths = [tmp_path / name for name in ("costs.json", "costs.png")]
+    points = ["--size", "64x96", "--classes", "2", "150", "--output", str(paths[0]), "--plot", str(paths[1])]
+    script.main(["costs", *points, "--kd.weight=2"])
+    found = json.loads(paths[0].read_text())
+    assert [p["classes"] for p in found["classes"]] == [2, 150] and [p["processes"] for p in found["processes"]] == [
+        1,
+        2,
+    ]
+    assert found["classes"][1]["milliseconds"][costs.ONCE] == 30  # the median
+    assert costs.PLAIN not in found["processes"][0]["milliseconds"]
+    assert len(started) == 5 and all("--kd.weight=2" in text for text in started)
+    assert "--data.crop_size=[64,96]" in started[0] and "--classes=150" in started[2] and "launch(" in started[4]
+    assert paths[1].read_bytes().startswith(b"\x89PNG") and paths[1].stat().st_size < 60_000
+    monkeypatch.setattr(costs.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    assert benchmark(["costs", "--over", "classes", "--classes", "3"]) == 1
+    assert "--classes=3; leave that point out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.main(["costs", "--size", "100x100"])
+    assert "'100x100' is not of the form 192x256, in multiples of 32" in capsys.readouterr().err
 
 
 def test_a_process_that_fails_ends_the_measurement(tmp_path, capsys, monkeypatch):

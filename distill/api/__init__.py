@@ -198,6 +198,7 @@ def evaluate(
         ConfigError: a network or data that cannot be used, or that have other classes.
         FloatingPointError: values that are not finite; names the image.
     """
+    from distill.deployment.tiles import Tiled
     from distill.evaluation import detailed
 
     network = load(model) if isinstance(model, (str, Path)) else model
@@ -210,6 +211,7 @@ def evaluate(
     probabilities: detailed.Probabilities = detailed.plain(network)
     if window:
         probabilities = detailed.Sliding(probabilities, window)
+        other = other and Tiled(other, window)
     if flip or list(scales) != [1.0]:
         probabilities = detailed.augmented(probabilities, scales, flip)
     found = detailed.assess(len(classes), probabilities, dataset, other)

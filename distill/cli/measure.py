@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill import models
 from distill.batch import UNLABELED, VOID, Batch, Outputs, Target
-from distill.cli import memory, steps
+from distill.cli import costs, memory, steps
 from distill.config.parse import parse
 from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
 from distill.data import open_splits
@@ -279,6 +279,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "distill benchmark") -> 
     command.set_defaults(run=export)
     steps.add_commands(commands)
     memory.add_command(commands)
+    costs.add_command(commands)
     args, flags = parser.parse_known_args(argv)
     if hasattr(args, "measure"):
         steps.measure(args, flags, sys.argv[1:] if argv is None else argv)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -25,7 +27,7 @@ from distill.batch import UNLABELED, VOID, Batch
 from distill.cli.torchdistill_step import torchdistill_step
 from distill.config.parse import read_flags
 from distill.config.schema import Config
-from distill.data import CachedTargets, val_batches
+from distill.data import CachedTargets, Dataset, val_batches
 from distill.pipeline import opened
 from distill.storage import write_json
 from distill.training.context import Run
@@ -55,10 +57,10 @@ Step = Callable[[], object]
 
 @contextmanager
 def run_of(flags: list[str]) -> Iterator[Run]:
-    """A run in a folder of its own, whose networks have the weights they are built with."""
+    """A run in a folder of its own unless one is given, whose networks have the weights they are built with."""
     with TemporaryDirectory() as folder:
         pair = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in PAIR.items()]
-        config = read_flags([*pair, *flags, f"--output_dir={folder}"])
+        config = read_flags([*pair, f"--output_dir={folder}", *flags])
         with opened(config) as run:
             yield run
 
@@ -122,9 +124,23 @@ def targets_of(run: Run) -> tuple[models.Network, CachedTargets]:
     return teacher, ask(run, teacher)
 
 
+def of_classes(dataset: Dataset, classes: int) -> Dataset:
+    """The same images; labels beyond the classes are the last of them."""
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = dataset.read(index)
+        return image, np.where(mask < UNLABELED, np.minimum(mask, np.uint8(classes - 1)), mask)
+
+    return replace(dataset, read=read)
+
+
 def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     """Medians of all contenders, and their ratios."""
     with run_of(flags) as run:
+        if args.classes:  # for networks that tell so many apart; the scenes show ten at most
+            names = [f"class {i}" for i in range(args.classes)]
+            train, palette = of_classes(run.splits.train, len(names)), [(0, 0, 0)] * len(names)
+            run = replace(run, splits=replace(run.splits, train=train, classes=names, palette=palette))
         device, (teacher, targets) = run.accelerator.device, targets_of(run)
         batch = next(run.train_batches(0, unlabeled=False, targets=targets)).to(device)
         online = Teacher(teacher, run.precision)
@@ -231,6 +247,7 @@ def add_commands(commands: Any) -> None:
         command.add_argument("--output", type=Path, help="JSON file for the numbers; printed only if not given")
         if name == "step":
             command.add_argument("--compile", action="store_true", help="also with the loss compiled")
+            command.add_argument("--classes", type=int, help="for so many classes, rather than those of the data")
             command.add_argument("--against", choices=["torchdistill"], help="also by another library; needs it")
         if name == "loader":
             command.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
@@ -240,5 +257,5 @@ def add_commands(commands: Any) -> None:
 def measure(args: argparse.Namespace, flags: list[str], command: Sequence[str]) -> None:
     """Measures, and writes what was found with the arguments of the command that found it."""
     found = args.measure(args, flags)
-    if args.output:
+    if args.output and os.environ.get("RANK", "0") == "0":
         write_json(args.output, {"command": shlex.join(["distill", "benchmark", *command]), **found})

@@ -64,13 +64,17 @@ class DataConfig(Settings):
         palette: one `[r, g, b]` a class for pictures; made up if not given.
         ignore_index: value of void in the mask files; never trained on, never scored.
         image_size: `[height, width]` to which images and masks are resized when read; as they are if not given.
+        windows: `[height, width]`: larger images are taken for windows of this size, each an image of its own: those to
+            learn from overlap by a third, those to score on do not, so that each pixel counts once.
+        decoded_dir: folder where images and masks are kept as decoded, a byte a value, and mapped into memory: each
+            file is decoded once, not each time. What is in it may be removed at any time.
         crop_size: `[height, width]` of the training crops; smaller images are padded with void.
         augmentations: albumentations transforms before the crop, each `{Name: {argument: value}}`.
         label_share: share of the training images, spread evenly over them, that is trained on; `unlabeled` may name
             the folder of them all.
         max_train_samples: use only that many training images.
         max_eval_samples: use only that many validation images.
-        cache: keep decoded images in memory (once a worker).
+        cache: keep decoded images in memory (once a worker), but neither windows nor what `decoded_dir` holds.
         max_pixels: larger images are refused before they are decoded.
         check: what is looked at before the first step: `off`, `headers` (every file opened) or `full` (every file
             decoded, every label looked at); not again in the same output folder as long as no file changes.
@@ -111,6 +115,8 @@ class DataConfig(Settings):
     palette: list[list[int]] | None = None
     ignore_index: int = 255
     image_size: list[int] | None = None
+    windows: list[int] | None = None
+    decoded_dir: str | None = None
     crop_size: list[int] = field(default_factory=lambda: [96, 128])
     augmentations: list[dict[str, dict[str, Any]]] = field(
         default_factory=lambda: [
@@ -137,7 +143,7 @@ class DataConfig(Settings):
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
         super().__post_init__()
-        self.above_zero("image_size", "crop_size", "max_train_samples", "max_eval_samples", "max_pixels")
+        self.above_zero("image_size", "windows", "crop_size", "max_train_samples", "max_eval_samples", "max_pixels")
         self.above_zero("synthetic_train", "synthetic_val", "synthetic_size", "synthetic_channels", "in_channels")
         self.not_negative("ignore_index", "num_workers")
         for name in ("in_channels", "synthetic_channels"):
@@ -153,9 +159,13 @@ class DataConfig(Settings):
         self.zero_to_one("max_void_share")
         self.require(0 < self.label_share <= 1, "label_share", "must be above 0 and at most 1")
         self.require(0 < self.unlabeled_share < 1, "unlabeled_share", "must be above 0 and below 1")
-        for name in ("image_size", "crop_size", "synthetic_size"):
+        for name in ("image_size", "windows", "crop_size", "synthetic_size"):
             size = getattr(self, name)
             self.require(size is None or len(size) == 2, name, "must be [height, width]")
+        fits = self.windows is None or self.image_size is None
+        self.require(fits, "windows", "are of images as they are; leave them or image_size out")
+        fits = all(a >= b for a, b in zip(self.windows or self.crop_size, self.crop_size, strict=True))
+        self.require(fits, "windows", f"must be at least as large as crop_size {self.crop_size}")
 
     @property
     def val_from_train(self) -> bool:
@@ -509,6 +519,7 @@ RUNTIME_SETTINGS = (
     "output_dir",
     "data.root",
     "data.cache",
+    "data.decoded_dir",
     "data.check",
     "data.allow_missing_classes",
     "data.max_void_share",

@@ -59,7 +59,7 @@ def _hash(path: Path, *_: int) -> str:
 
 def _fingerprint(dataset: Dataset) -> str:
     known = hashlib.sha256()
-    for paths in dataset.files:
+    for paths in dataset.file_sets:
         for path in paths:
             known.update(f"{content_hash(path)} {path.name!r}\n".encode())
-    return f"{sum(map(len, dataset.files))} files, sha256 {known.hexdigest()[:16]}"
+    return f"{sum(map(len, dataset.file_sets))} files, sha256 {known.hexdigest()[:16]}"

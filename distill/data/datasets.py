@@ -5,9 +5,11 @@ Where files lie is for `distill.data.layouts` to know, how they are read for `im
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,15 @@ import numpy as np
 from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
 from distill.config.schema import NAMED_BY_SETTINGS, OWN, DataConfig
 from distill.data.arrays import Header
-from distill.data.images import ROTATED, read_header, read_image, upright
+from distill.data.decoded import Decoded
+from distill.data.images import ROTATED, read_header, read_image, read_window, reads_windows, upright
 from distill.data.layouts import read_layout
 from distill.data.masks import Coding, Labels, coding, inspect_mask, read_mask
 from distill.data.pairs import PairOfFiles, find_images
 from distill.data.planes import inspect_planes, plane_coding, read_planes
 from distill.data.synthetic import bands, scene, shapes
 from distill.data.transforms import resize_labels
+from distill.data.windows import Window, windows_of
 from distill.errors import ConfigError, harmless
 from distill.visualize import default_palette, resized
 
@@ -40,6 +44,8 @@ class Dataset:
         inspect: index → raises ConfigError if the item's files are not what they should be, without decoding them.
         drawn: as `read`, for data sets that augment: draws from the global generators, which the caller seeds.
         size: index → height and width of what `read` gives, for less than reading it; None if there is no such way.
+        part: index and window → what `read` gives, of the window alone; None if there is no way but to read it all.
+        windows: of its files' images, which each item is; None if items are whole images.
         channels: values of a pixel; 3 are RGB unless `data.in_channels` says otherwise.
         dtype: `uint8`, `uint16` or `float32`.
         labeled: whether it has masks; without, every pixel is `UNLABELED`.
@@ -51,6 +57,8 @@ class Dataset:
     inspect: Callable[[int], None]
     drawn: Callable[[int], Pair] | None = None
     size: Callable[[int], tuple[int, int]] | None = None
+    part: Callable[[int, Window], Pair] | None = None
+    windows: list[Window] | None = None
     channels: int = 3
     dtype: str = "uint8"
     labeled: bool = True
@@ -63,6 +71,11 @@ class Dataset:
         """What every image is."""
         return ImageKind(self.channels, self.dtype)
 
+    @property
+    def file_sets(self) -> list[tuple[Path, ...]]:
+        """The files behind the items; those of an image once, however many windows it has."""
+        return list(dict.fromkeys(self.files)) if self.windows else self.files
+
     def __add__(self, other: Dataset) -> Dataset:
         """The items of this and then those of another."""
         first = len(self)
@@ -72,6 +85,7 @@ class Dataset:
             self.files + other.files,
             lambda i: self.inspect(i) if i < first else other.inspect(i - first),
             size=lambda i: self.size_of(i) if i < first else other.size_of(i - first),
+            windows=self.windows + other.windows if self.windows and other.windows else None,
             channels=self.channels,
             dtype=self.dtype,
             labeled=self.labeled or other.labeled,
@@ -81,6 +95,33 @@ class Dataset:
         """Height and width of an item."""
         height, width = self.size(index) if self.size else self.read(index)[0].shape[:2]
         return height, width
+
+    def in_windows(self, window: Sequence[int], overlapping: bool) -> Dataset:
+        """Windows of the images as items, those of an image one after the other; see `windows_of`."""
+        part = self.part
+        if part is None:
+            return self
+        places = [
+            (index, place)
+            for index in range(len(self))
+            for place in windows_of(self.size_of(index), window, overlapping)
+        ]
+
+        def inspect(number: int) -> None:
+            index, place = places[number]
+            if place.top == place.left == 0:  # its file is that of the windows that follow
+                self.inspect(index)
+
+        return replace(
+            self,
+            names=[self.names[index] + place.suffix for index, place in places],
+            read=lambda number: part(*places[number]),
+            files=[self.files[index] for index, _ in places],
+            inspect=inspect,
+            size=lambda number: (places[number][1].height, places[number][1].width),
+            part=None,
+            windows=[place for _, place in places],
+        )
 
 
 @dataclass
@@ -150,6 +191,9 @@ def open_splits(config: DataConfig) -> Splits:
             for pairs in (layout.train, layout.val)
         )
         notes = list(layout.notes)
+        if config.windows:
+            notes += _note_on_windows(config, layout.train)
+            train, val = train.in_windows(config.windows, True), val.in_windows(config.windows, False)
     train, val = first(train, config.max_train_samples), first(val, config.max_eval_samples)
     unlabeled = None
     if config.unlabeled:
@@ -158,6 +202,7 @@ def open_splits(config: DataConfig) -> Splits:
         if config.leave_out:
             pairs = [pair for pair in pairs if not re.search(config.leave_out, pair.key)]
         unlabeled = _files(config, pairs, None, known, len(how.classes) if planes else 0)
+        unlabeled = unlabeled.in_windows(config.windows, True) if config.windows else unlabeled
     void = (planes or how).void
     return Splits(train, val, *check_classes(how.classes, how.palette), unlabeled, void, notes, bool(planes))
 
@@ -201,10 +246,23 @@ def _refuse_unused(config: DataConfig) -> None:
         "leave_out": config.leave_out is not None and drawn,
         "label_share": config.label_share < 1 and drawn,
         "val_group": config.val_group is not None and not config.val_fraction,
+        "windows": config.windows is not None and drawn,
+        "decoded_dir": config.decoded_dir is not None and drawn,
     }
     for name in (name for name, is_set in unused.items() if is_set):
         where = "without data.val_fraction" if name == "val_group" else f"in data.format {config.format}"
         raise ConfigError(f"data.{name}: changes nothing {where}; leave it out")
+
+
+def _note_on_windows(config: DataConfig, pairs: Sequence[PairOfFiles]) -> list[str]:
+    """Says where a window costs the decoding of its whole image."""
+    pair = pairs[0]
+    slow = {pair.mask.suffix} if pair.mask else set()
+    slow |= set() if reads_windows(pair.image, config.in_channels) else {pair.image.suffix}
+    if not slow or config.decoded_dir:
+        return []
+    files = " and ".join(sorted(slow))
+    return [f"each window has its whole {files} decoded; set data.decoded_dir, and they are decoded once"]
 
 
 def _synthetic(config: DataConfig, seed: int, length: int, how: Coding) -> Dataset:
@@ -251,6 +309,8 @@ def _files(
     """
     kind, said_by = known
     by_color = how is not None and how.colors is not None
+    decoded = Decoded(Path(config.decoded_dir) if config.decoded_dir else None, hold=config.windows is not None)
+    known_as = how and hashlib.sha256(how.table.tobytes() + repr(how.colors).encode()).hexdigest()
 
     def header_of(index: int) -> Header:
         header = read_header(pairs[index].image, config.max_pixels, config.in_channels)
@@ -278,22 +338,41 @@ def _files(
             raise ConfigError(f"{pair.mask}: {sizes}; make them the same size")
         return header
 
-    def labels_in(pair: PairOfFiles, how: Coding) -> np.ndarray:
+    # Where files are decoded once, they are looked at once, too: the header of a large PNG is not read for each window.
+    good = cache(inspected) if config.decoded_dir or config.windows else inspected
+
+    def image_of(index: int) -> np.ndarray:
+        """Decoded, perhaps for others too, so not to be written to; as all that is decoded below."""
+        pair, header = pairs[index], good(index)
+
+        def decode() -> np.ndarray:
+            found = read_image(pair.image, config.max_pixels, config.in_channels)
+            return found if header.orientation == 1 else upright(found, header.orientation)
+
+        if pair.image.suffix.lower() == ".npy":  # is a raw array as it is
+            return decode()
+        return decoded.get(pair.image, f"image {config.in_channels}", decode)
+
+    def mask_of(index: int, size: tuple[int, ...]) -> np.ndarray:
+        path, coded = pairs[index].mask, how
+        if path is None or coded is None:
+            return np.broadcast_to(np.uint8(UNLABELED), (planes, *size) if planes else size)
         if planes:
-            return read_planes(pair.masks, planes, config.max_pixels, how)
-        return read_mask(pair.masks[0], config.max_pixels, how)
+            return read_planes(pairs[index].masks, planes, config.max_pixels, coded)
+        return decoded.get(path, f"mask {known_as}", lambda: read_mask(path, config.max_pixels, coded))
 
     def read(index: int) -> Pair:
-        pair, header = pairs[index], inspected(index)
-        image = read_image(pair.image, config.max_pixels, config.in_channels)
-        if header.orientation != 1:
-            image = upright(image, header.orientation)
-        mask = labels_in(pair, how) if how and pair.mask else None
+        image = image_of(index)
+        mask = mask_of(index, image.shape[:2])
         if config.image_size:
             image = resized(image, config.image_size[0], config.image_size[1])
-            mask = None if mask is None else resize_labels(mask, config.image_size)
-        shape = (planes, *image.shape[:2]) if planes else image.shape[:2]
-        return image, np.full(shape, UNLABELED, dtype=np.uint8) if mask is None else mask
+            mask = resize_labels(mask, config.image_size)
+        return (image, mask) if image.flags.writeable and mask.flags.writeable else (np.array(image), np.array(mask))
+
+    def part(index: int, window: Window) -> Pair:
+        size = good(index).turned
+        image = read_window(pairs[index].image, config.max_pixels, config.in_channels, window)
+        return window.of(image_of(index)) if image is None else image, window.of_planes(mask_of(index, size))
 
     def inspect(index: int) -> None:
         inspected(index)
@@ -305,10 +384,11 @@ def _files(
 
     return Dataset(
         [pair.name for pair in pairs],
-        _cached(read) if config.cache else read,
+        _cached(read) if config.cache and not config.decoded_dir else read,
         [pair.files for pair in pairs],
         inspect,
         size=size,
+        part=part,
         channels=kind.channels,
         dtype=kind.dtype,
         labeled=bool(pairs and pairs[0].mask),

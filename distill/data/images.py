@@ -11,6 +11,8 @@ behind the mask's back. It has none of many channels, and of 16 bits only gray o
 
 from __future__ import annotations
 
+import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from distill.data.arrays import Header, array_header, first_line, open_array
+from distill.data.windows import Window
 from distill.errors import ConfigError
 from distill.visualize import decoded_pixels, own_pixel_limit, rgb_pixels
 
@@ -64,7 +67,7 @@ def open_picture(
             tiles = f" in tiles of {decoded_pixels(image):,}" if image.width * image.height <= max_pixels else ""
             more = f"is {image.width}×{image.height}{tiles}, more than data.max_pixels {max_pixels}"
             raise ConfigError(f"{path}: {more}; set that or remove it")
-        pictures, orientation = getattr(image, "n_frames", 1), image.getexif().get(0x0112, 1)
+        pictures, orientation = getattr(image, "n_frames", 1), orientation_of(image, path)
     except ConfigError:
         raise
     except Exception as error:  # PIL raises many kinds for broken files
@@ -78,6 +81,15 @@ def open_picture(
     if orientation != 1 and not (rotated and image.format != "TIFF" and orientation in range(2, 9)):
         raise ConfigError(f"{path}: {ROTATED}")
     return image
+
+
+def orientation_of(image: Image.Image, path: Path) -> int:
+    """EXIF's orientation of an opened image, 1 to 8; 1 is upright.
+
+    PIL decodes a PNG to find out whether tags stand behind its pixels, which is not needed where none do.
+    """
+    tags = Image.Image.getexif(image) if image.format == "PNG" and not _tags_behind_pixels(path) else image.getexif()
+    return int(tags.get(0x0112, 1))
 
 
 def decode(path: Path, max_pixels: int, formats: tuple[str, ...] = IMAGE_FORMATS, rotated: bool = False) -> Image.Image:
@@ -114,12 +126,11 @@ def read_header(path: Path, max_pixels: int, channels: int | None = None) -> Hea
         found = array_header(path, open_array(path, max_pixels))
     else:
         with open_picture(path, max_pixels, rotated=True) as image:
-            orientation = image.getexif().get(0x0112, 1)
             if channels is None:
                 if image.mode in DEEP_MODES:
                     fix = "store it with 8 bits a channel, or set data.in_channels 1 to read it as it is"
                     raise ConfigError(f"{path}: is an image of mode {image.mode}; {fix}")
-                return Header(image.height, image.width, orientation=orientation)
+                return Header(image.height, image.width, orientation=orientation_of(image, path))
             found = _header_of_picture(path, image, kind, channels)
     if channels != found.channels:
         has = "1 channel" if found.channels == 1 else f"{found.channels} channels"
@@ -158,7 +169,37 @@ def read_image(path: Path, max_pixels: int, channels: int | None = None) -> np.n
         else:
             shown = "L" if channels == 1 and picture.mode not in DEEP_MODES else SHOWN.get(picture.mode, picture.mode)
             image = np.asarray(picture if picture.mode == shown else picture.convert(shown))
-    image = np.ascontiguousarray(image.reshape(*image.shape[:2], -1), header.dtype)
+    return _as_pixels(path, image, header.dtype)
+
+
+def read_window(path: Path, max_pixels: int, channels: int | None, window: Window) -> np.ndarray | None:
+    """A window of an image as `read_image` gives it; None if its file is one that has to be decoded whole.
+
+    Raises:
+        ConfigError: as `read_image`.
+    """
+    if not reads_windows(path, channels):
+        return None
+    header = read_header(path, max_pixels, channels)
+    if _kind(path) == "npy":
+        return _as_pixels(path, window.of(open_array(path, max_pixels)), header.dtype)
+    from distill.data.tiff import read_tiff
+
+    return _as_pixels(path, read_tiff(path, max_pixels, window), header.dtype)
+
+
+def reads_windows(path: Path, channels: int | None) -> bool:
+    """Whether a part of an image can be read without decoding all of it."""
+    return channels is not None and _kind(path) in ("npy", "tiff")
+
+
+def _as_pixels(path: Path, values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values `[H, W]` or `[H, W, C]` of a file as an image `[H, W, C]`.
+
+    Raises:
+        ConfigError: some are not finite.
+    """
+    image = np.ascontiguousarray(values.reshape(*values.shape[:2], -1), dtype)
     if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():
         count = int((~finite).sum())
         raise ConfigError(f"{path}: {count} of its values are not finite (NaN or infinite); replace them by numbers")
@@ -199,6 +240,22 @@ def _start(path: Path) -> bytes:
         return b""
 
 
+def _tags_behind_pixels(path: Path) -> bool:
+    """Whether a PNG may have tags behind its pixels; yes where its chunks do not lead to its end."""
+    with path.open("rb") as file:
+        place, size, pixels = len(PNG_START), os.fstat(file.fileno()).st_size, False
+        while place + 12 <= size:
+            file.seek(place)
+            length, name = struct.unpack(">I4s", file.read(8))
+            if name == b"IEND":
+                return False
+            if pixels and name not in (b"IDAT", b"tIME"):
+                return True
+            pixels = pixels or name == b"IDAT"
+            place += 12 + length
+    return True
+
+
 def _pil_reads(path: Path) -> bool:
     """Whether PIL reads a TIFF without loss."""
     try:
@@ -220,7 +277,7 @@ def _header_of_picture(path: Path, image: Image.Image, kind: str, channels: int)
         raise ConfigError(f"{path}: is an image of {mode}; store it as gray, RGB or RGBA")
     if channels == 1 and dtype == "uint8":
         channels_in_file = 1  # color is read as gray
-    return Header(image.height, image.width, channels_in_file, dtype, image.getexif().get(0x0112, 1))
+    return Header(image.height, image.width, channels_in_file, dtype, orientation_of(image, path))
 
 
 def _deep_png(path: Path) -> np.ndarray:

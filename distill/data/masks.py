@@ -142,8 +142,10 @@ def labels_of(path: Path, raw: np.ndarray, how: Coding) -> np.ndarray:
     """Class ids or `VOID`, uint8, of what a file holds, in its shape; see `read_mask`."""
     labels = np.empty(raw.shape, np.uint8)
     for top in range(0, len(raw), ROWS):  # of large masks, eight bytes a pixel would be too much at once
-        rows = raw[top : top + ROWS].astype(np.int64)
-        ids = how.table[rows.clip(-1, LABELS)]
+        rows = raw[top : top + ROWS]
+        if rows.dtype != np.uint8:  # which is in the table as it is
+            rows = rows.astype(np.int64)
+        ids = how.table[rows if rows.dtype == np.uint8 else rows.clip(-1, LABELS)]
         labels[top : top + ROWS] = ids
         if not (ids < 0).any():
             continue

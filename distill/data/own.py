@@ -31,6 +31,9 @@ def own_splits(train: Any, val: Any, config: DataConfig, void: int | None = None
     Raises:
         ConfigError: no data set, an empty one, or classes that cannot be.
     """
+    for name in ("windows", "decoded_dir"):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"data.{name}: changes nothing for data handed over in Python; leave it out")
     classes, palette = check_classes(config.classes or [], config.palette)
     void = config.ignore_index if void is None else void
     many = config.multilabel

@@ -229,8 +229,9 @@ def known_by(dataset: Dataset, image_size: Sequence[int] | None) -> list[str]:
     size = f"-{image_size[0]}x{image_size[1]}" if image_size else ""
     if (dataset.channels, dataset.dtype) != (3, "uint8"):  # one file may be read as gray, as RGB and with all its bits
         size += f"-{dataset.channels}x{dataset.dtype}"
+    parts = [window.suffix for window in dataset.windows] if dataset.windows else [""] * len(dataset)
     return [
-        content_hash(files[0])[:32] + size if files else pixel_hash(dataset.read(i)[0])
+        content_hash(files[0])[:32] + size + parts[i] if files else pixel_hash(dataset.read(i)[0])
         for i, files in enumerate(dataset.files)
     ]
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.arrays import Header, checked_bytes, first_line, known_dtype
+from distill.data.windows import Window
 from distill.errors import ConfigError
 
 NONE, LZW, DEFLATE, OLD_DEFLATE = 1, 5, 8, 32946  # compressions, tag 259
@@ -34,8 +35,8 @@ def tiff_header(path: Path, max_pixels: int) -> Header:
         return _header(path, page)
 
 
-def read_tiff(path: Path, max_pixels: int) -> np.ndarray:
-    """An image `[H, W, C]`, of the file's own type.
+def read_tiff(path: Path, max_pixels: int, window: Window | None = None) -> np.ndarray:
+    """An image `[H, W, C]`, of the file's own type, or a window of it: only the strips or tiles in it are read.
 
     Raises:
         ConfigError: as `tiff_header`; or it is damaged.
@@ -44,20 +45,32 @@ def read_tiff(path: Path, max_pixels: int) -> np.ndarray:
         compression = int(page.compression)
         page.compression = NONE  # each segment is decompressed here; the rest of decoding is tifffile's
         planes, _, height, width, contiguous = page.shaped
-        image = np.zeros((planes, height, width, contiguous), page.dtype)
-        segments = file.filehandle.read_segments(
-            page.dataoffsets, page.databytecounts, length=int(np.prod(page.chunked)), flat=True
-        )
-        for data, index in segments:
+        place = window or Window(0, 0, height, width, True)
+        image = np.zeros((planes, place.height, place.width, contiguous), page.dtype)
+        length, offsets, counts, indices = int(np.prod(page.chunked)), page.dataoffsets, page.databytecounts, None
+        if window and len(offsets) >= length:  # else it is cut off, which reading all of it finds
+            indices = [i for i in range(length) if _meets(page.decode(None, i), place)]
+            offsets, counts = ([values[i] for i in indices] for values in (offsets, counts))
+            length = len(indices)
+        for data, index in file.filehandle.read_segments(offsets, counts, indices, length=length, flat=True):
             shape = page.decode(None, index)[2]
             wanted = int(np.prod(shape)) * page.dtype.itemsize
             data = _decompressed(path, data or b"", wanted, compression)
             if len(data) < wanted:
                 raise ConfigError(f"{path}: cannot be decoded (it is cut off); replace or remove it")
             segment, (plane, _, top, left, _), _ = page.decode(data[:wanted], index)
-            segment = segment[0, : height - top, : width - left]
+            segment = segment[0, max(0, place.top - top) : height - top, max(0, place.left - left) : width - left]
+            top, left = max(0, top - place.top), max(0, left - place.left)
+            segment = segment[: max(0, place.height - top), : max(0, place.width - left)]
             image[plane, top : top + segment.shape[0], left : left + segment.shape[1]] = segment
         return image[0] if planes == 1 else np.moveaxis(image[..., 0], 0, 2)
+
+
+def _meets(segment: tuple[Any, tuple[int, ...], tuple[int, ...]], window: Window) -> bool:
+    """Whether a strip or tile, as tifffile decodes it, has pixels of a window."""
+    _, (_, _, top, left, _), (_, height, width, _) = segment
+    below, right = window.top + window.height, window.left + window.width
+    return window.top - height < top < below and window.left - width < left < right
 
 
 @contextmanager

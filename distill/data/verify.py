@@ -69,7 +69,7 @@ def check_splits(
                     if split != "val":
                         seen[digest] = image
             except ConfigError as error:
-                problems.append(str(error))
+                problems += [str(error)] if str(error) not in problems else []  # of another window of the file
     if problems:
         more = len(problems) - MAX_LISTED
         listed = "\n  ".join(problems[:MAX_LISTED] + ([f"… and {more} more"] if more > 0 else []))
@@ -163,7 +163,7 @@ def check_once(
     """
     for note in splits.notes:
         say(note)
-    files = [path for _, dataset in _named(splits) for paths in dataset.files for path in paths]
+    files = [path for _, dataset in _named(splits) for paths in dataset.file_sets for path in paths]
     found = fingerprint(splits, config) if files else None
     known = _read(record)
     good_enough = known.get("check") in ("full", config.check) or config.check == "off"
@@ -191,7 +191,7 @@ def fingerprint(splits: Splits, config: DataConfig) -> str | None:
     known = hashlib.sha256(json.dumps([VERSION, *settings]).encode())
     try:
         for split, dataset in _named(splits):
-            for path in (path for paths in dataset.files for path in paths):
+            for path in (path for paths in dataset.file_sets for path in paths):
                 stat = path.stat()
                 facts = f"{split} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}\0"
                 known.update(facts.encode() + os.fsencode(path.absolute()) + b"\0")

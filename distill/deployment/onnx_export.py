@@ -26,6 +26,7 @@ from distill.batch import VOID, upsample
 from distill.config.schema import ExportConfig
 from distill.data import Dataset
 from distill.deployment.onnx_ops import TRANSLATIONS, pad_to_stride
+from distill.deployment.runtime import MULTILABEL
 from distill.errors import ExportError
 from distill.metrics import Comparison
 from distill.models import FIXED_SIZE, Network, OwnNetwork, streamlined
@@ -226,7 +227,8 @@ def write_onnx(
             raise ExportError(f"{path}: torch.onnx cannot export {name} ({reason}); take another encoder") from error
     assert program is not None
     model = ClearMetadataAndDocStringPass()(program.model).model  # where in the sources each node comes from
-    for name, value in metadata.items():
+    many = {MULTILABEL: True} if network.multilabel else {}
+    for name, value in (metadata | many).items():
         model.metadata_props[name] = json.dumps(value)
     onnx_ir.save(model, str(whole))  # given the path, torch.onnx.export would split the weights off
     outputs = model.graph.outputs

@@ -106,7 +106,7 @@ def predict(
         if min_confidence is None:
             mask = model.mask(image)
         else:
-            mask, confidence = _sure(model.logits(image), min_confidence, model.multilabel)
+            mask, confidence = _sure(model, image, min_confidence)
             write("confidence", item, confidence, None)
         write("masks", item, mask, model.palette)
         if opacity is not None or item.video:
@@ -157,11 +157,23 @@ def _is_folder(name: str) -> bool:
     return Path(name).name == name and name not in ("", ".", "..") and "\\" not in name and harmless(name)
 
 
-def _sure(logits: np.ndarray, least: float, multilabel: bool) -> tuple[np.ndarray, np.ndarray]:
+def _sure(model: Segmenter, image: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     """What a network says, void where it is less sure than `least`, and how sure it is in 0 to 255: uint8 `[H, W]`.
 
     With many labels a pixel, `[C, H, W]`: of each class, whether it is there.
     """
+    if not isinstance(model, Tiled):
+        return _sure_of(model.logits(image), least, model.multilabel)
+
+    def both(found: np.ndarray) -> np.ndarray:
+        return np.stack(_sure_of(model.logits_of(found), least, model.multilabel))
+
+    mask, confidence = np.concatenate(list(model.bands(image, both)), -2)
+    return mask, confidence
+
+
+def _sure_of(logits: np.ndarray, least: float, multilabel: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The same of logits `[C, h, w]`."""
     if multilabel:
         probability = 1 / (1 + np.exp(-np.abs(logits)))
         mask = np.where(probability < least, VOID, logits > 0).astype(np.uint8)

@@ -24,6 +24,7 @@ OWN_DOMAINS = ("", "ai.onnx")  # of operators that onnxruntime brings itself
 MAX_CLASSES = 254
 TYPES = {"tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(float)": "float32"}  # of images
 RANKS = {"mask": 3, "logits": 4, "confidence": 3}  # of the outputs: [N, H, W], [N, C, H, W], [N, H, W]
+MULTILABEL = "multilabel"  # in the metadata of such a file
 MANY_RANKS = dict.fromkeys(RANKS, 4)  # with many labels a pixel, each class has its own mask and confidence
 # What a file run in a process of its own may take. Measured on FPN, Unet and Segformer: 2.7 bytes per byte of the file,
 # 300 to 2,000 bytes and 2 to 9 µs per pixel on one core.
@@ -187,13 +188,13 @@ class OnnxModel:
         self.outputs = {o.name: o.type for o in self.session.get_outputs()}
         if self.outputs.get("mask") != "tensor(uint8)":
             raise ConfigError(f"{path}: has the outputs {self.outputs}, expected a mask, tensor(uint8)")
-        ranks = {o.name: len(o.shape) for o in self.session.get_outputs() if o.shape}
-        self.multilabel = ranks.get("mask") == MANY_RANKS["mask"]
+        about = self.session.get_modelmeta().custom_metadata_map
+        self.multilabel = about.get(MULTILABEL) == "true"
         for output in self.session.get_outputs():
             known = MANY_RANKS if self.multilabel else RANKS
             if output.shape and len(output.shape) != (rank := known.get(output.name, len(output.shape))):
                 raise ConfigError(f"{path}: its {output.name} has the shape {output.shape}, expected {rank} dimensions")
-        self.classes, self.palette = _metadata(path, self.session.get_modelmeta().custom_metadata_map)
+        self.classes, self.palette = _metadata(path, about)
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """Class ids uint8 `[H, W]` of an image `[H, W, C]`."""

@@ -14,6 +14,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,14 @@ from distill.config.parse import parse as parse_settings
 from distill.config.schema import NAMED_BY_SETTINGS, DataConfig
 from distill.data import Dataset, Splits, open_splits
 from distill.deployment.runtime import Segmenter, open_model
-from distill.deployment.tiles import blended
-from distill.deployment.torch_runtime import SmpFolder
+from distill.deployment.tiles import Tiled, blended
 from distill.errors import ConfigError, say
-from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix
+from distill.metrics import BoundaryIoU, Calibration, Scores, confusion_matrix, some_rows
 from distill.storage import write_json
 from distill.visualize import Palette, colorize, resized, row, viewable
 
 WRONG = (230, 60, 50)
+WORST_SIDE = 2048  # of larger images, strips show every second, third, … pixel
 DATA_FLAGS = ("-c", "--config", "--data", "--data.format")  # one of them says which data; the others only vary it
 Probabilities = Callable[[np.ndarray], torch.Tensor]  # image uint8 [H, W, 3] → float32 [C, H, W]
 
@@ -51,6 +52,8 @@ class Assessment:
         calibration: of the confidences.
         agreement: share of pixels, void apart, in which the teacher says the same; None without one.
         image_iou: mIoU of each image by itself.
+        worst: the images with the lowest mIoU, the lowest first: index → image, labels and class ids of the network
+            (and of the teacher if there is one); of large ones every second, third, … pixel.
     """
 
     scores: Scores
@@ -58,6 +61,7 @@ class Assessment:
     calibration: Calibration
     agreement: float | None = None
     image_iou: list[float] = field(default_factory=list)
+    worst: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
 
 def assess(
@@ -66,6 +70,7 @@ def assess(
     dataset: Dataset,
     teacher: Segmenter | None = None,
     progress: Callable = lambda items, **_: items,
+    worst: int = 0,
 ) -> Assessment:
     """Scores on every image.
 
@@ -75,44 +80,57 @@ def assess(
         dataset: images with labels.
         teacher: to agree with.
         progress: wraps the loop over images, such as tqdm.
+        worst: so many images are kept.
 
     Raises:
         FloatingPointError: values that are not finite; names the image.
     """
     boundary, calibration, image_iou = BoundaryIoU(classes), Calibration(), []
     total: Tensor | None = None
+    kept: dict[int, list[np.ndarray]] = {}
     equal = compared = 0
     for index in progress(range(len(dataset)), desc="evaluating"):
         image, mask = dataset.read(index)
         guess, top = np.empty(mask.shape, np.uint8), 0
         matrix: Tensor | None = None
-        for band in bands(probabilities, image):  # of large images, all classes at once would be too much for memory
-            confidence, prediction = decided(band, mask.ndim == 3)
+        for confidence, prediction in best(probabilities, image, mask.ndim == 3):
             if not confidence.isfinite().all():
                 raise FloatingPointError(f"the network gives values that are not finite on {dataset.names[index]}")
             rows = (..., slice(top, top := top + prediction.shape[-2]), slice(None))
-            guess[rows] = prediction.byte().numpy()
-            counts = confusion_matrix(prediction[None], torch.from_numpy(mask[rows][None]), classes)
-            matrix = counts if matrix is None else matrix + counts
+            guess[rows] = prediction.numpy()
+            for part in some_rows(prediction.shape[-2:]):
+                some = (..., part, slice(None))
+                truth = torch.from_numpy(mask[rows][some][None])
+                counts = confusion_matrix(prediction[some][None], truth, classes)
+                matrix = counts if matrix is None else matrix + counts
             calibration.add(confidence.numpy(), guess[rows], mask[rows])
         assert matrix is not None
         total = matrix if total is None else total + matrix
         image_iou.append(Scores(matrix).mean_iou)
         boundary.add(guess, mask)
-        if teacher:
-            equal += int(((teacher.mask(image) == guess) & (mask != VOID)).sum())
-            compared += int((mask != VOID).sum())
+        theirs = teacher.mask(image) if teacher else None
+        if theirs is not None:
+            counted = mask != VOID
+            compared += int(counted.sum())
+            equal += int((counted & (theirs == guess)).sum())
+        order = sorted([*kept, index], key=lambda i: (image_iou[i], i))[:worst]
+        if index in order:
+            step = -(-max(mask.shape[-2:]) // WORST_SIDE)
+            masks = (one[..., ::step, ::step] for one in (mask, guess, theirs) if one is not None)
+            kept[index] = [np.array(one) for one in (viewable(image[::step, ::step]), *masks)]
+        kept = {i: kept[i] for i in order}
+        del image, mask, guess, theirs  # before the next is read: they may be large
     agreement = equal / max(1, compared) if teacher else None
     assert total is not None
-    return Assessment(Scores(total), boundary, calibration, agreement, image_iou)
+    return Assessment(Scores(total), boundary, calibration, agreement, image_iou, kept)
 
 
 def decided(probabilities: Tensor, multilabel: bool) -> tuple[Tensor, Tensor]:
     """How sure it is, 0 to 1, and of what: class ids `[h, W]`; with many labels a pixel, `[C, h, W]` of 0 and 1."""
     if multilabel:
-        return torch.maximum(probabilities, 1 - probabilities), (probabilities > 0.5).long()
+        return torch.maximum(probabilities, 1 - probabilities), (probabilities > 0.5).byte()
     highest, ids = probabilities.max(0)
-    return highest, ids
+    return highest, ids.byte()
 
 
 def plain(model: Segmenter) -> Probabilities:
@@ -141,14 +159,28 @@ class Sliding:
         """Of the whole image."""
         return torch.cat(list(self.bands(image)), 1)
 
-    def bands(self, image: np.ndarray) -> Iterator[torch.Tensor]:
-        """Of the image, some rows at a time."""
-        return map(torch.from_numpy, blended(lambda part: self.probabilities(part).numpy(), image, self.size))
+    def bands(
+        self, image: np.ndarray, kept: Callable[[np.ndarray], np.ndarray] = lambda found: found
+    ) -> Iterator[torch.Tensor]:
+        """What is kept of them, some rows at a time; see `blended`."""
+        return map(torch.from_numpy, blended(lambda part: self.probabilities(part).numpy(), image, self.size, kept))
 
 
-def bands(probabilities: Probabilities, image: np.ndarray) -> Iterator[torch.Tensor]:
-    """Probabilities of an image, float32 `[C, h, W]`, from top to bottom."""
-    yield from probabilities.bands(image) if isinstance(probabilities, Sliding) else (probabilities(image),)
+def best(probabilities: Probabilities, image: np.ndarray, multilabel: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Confidence float32 `[h, W]` and class ids uint8 `[h, W]` of an image, from top to bottom; see `decided`.
+
+    Large images come some rows at a time: all of them, or all classes, would be too much for memory.
+    """
+    if not isinstance(probabilities, Sliding):
+        yield decided(probabilities(image), multilabel)
+        return
+
+    def both(found: np.ndarray) -> np.ndarray:
+        confidence, prediction = decided(torch.from_numpy(found), multilabel)
+        return torch.stack([confidence, prediction.float()]).numpy()  # ids of classes are exact in float32
+
+    for confidence, prediction in probabilities.bands(image, both):
+        yield confidence, prediction.byte()
 
 
 def augmented(probabilities: Probabilities, scales: Sequence[float], flip: bool) -> Probabilities:
@@ -280,7 +312,7 @@ def check_classes(path: Path, model: Segmenter, classes: Sequence[str], multilab
     Raises:
         ConfigError: other classes.
     """
-    if isinstance(model, SmpFolder) and not model.named:
+    if not getattr(model, "named", True):  # only of networks in torch, which an ONNX file need not import
         if len(model.classes) != len(classes):
             raise ConfigError(f"{path}: predicts {len(model.classes)} classes, but the data has {len(classes)}")
     elif model.classes != list(classes):
@@ -297,7 +329,8 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
             f"{args.model}: is no part of a run, so it does not say which data it is for; "
             f"set --data.format with --data.root, or --config"
         )
-    data = parse_settings(settings).data
+    data = replace(parse_settings(settings).data, cache=False)  # nothing is read often, and images may be large
+    data = replace(data, windows=None) if args.window else data
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     model = open_model(args.model, args.num_threads, args.trusted)
@@ -310,18 +343,18 @@ def evaluate(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any
     where = "drawn scenes" if data.format == "synthetic" else f"{data.format}, {Path(data.root).resolve()}"
     say(f"{args.model} on {where}: {args.split}, {len(dataset)} images")
     probabilities: Probabilities = Sliding(plain(model), args.window) if args.window else plain(model)
+    if teacher and args.window:
+        teacher = Tiled(teacher, args.window)
     if args.flip or args.scales != [1.0]:
         probabilities = augmented(probabilities, args.scales, args.flip)
-    found = assess(len(splits.classes), probabilities, dataset, teacher, lambda i, **k: tqdm(i, disable=None, **k))
+    bar = partial(tqdm, disable=None)
+    found = assess(len(splits.classes), probabilities, dataset, teacher, bar, args.worst)
     numbers = results(found, splits.classes, dataset.names)
     (args.output_dir / "worst").mkdir(parents=True, exist_ok=True)
     about = {"model": str(args.model), "teacher": args.teacher and str(args.teacher), "data": where}
     write_json(args.output_dir / "evaluation.json", about | {"split": args.split, **numbers})
-    for place, index in enumerate(np.argsort(found.image_iou, kind="stable")[: args.worst]):
-        image, mask = dataset.read(int(index))
-        parts = [decided(band, mask.ndim == 3)[1].byte() for band in bands(probabilities, image)]
-        guess = torch.cat(parts, -2).numpy()
-        picture = worst_strip(image, mask, guess, splits.palette, teacher.mask(image) if teacher else None)
+    for place, (index, (image, mask, guess, *theirs)) in enumerate(found.worst.items()):
+        picture = worst_strip(image, mask, guess, splits.palette, theirs[0] if theirs else None)
         Image.fromarray(picture).save(args.output_dir / "worst" / f"{place + 1:02d}_{dataset.names[index]}.png")
     return numbers
 

@@ -413,3 +413,22 @@ def test_own_data_of_other_channels():
     assert (splits.train.channels, splits.train.dtype, splits.val.read(0)[0].shape) == (1, "uint8", (HEIGHT, WIDTH, 1))
     with pytest.raises(ConfigError, match=r"expected \[H, W, 1\], as data\.in_channels says"):
         own_splits([(deep, mask)], [(deep, mask)], config)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_is_decoded_for_its_tags_only_where_some_stand_behind_its_pixels(tmp_path, monkeypatch, behind):
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values(3, "uint8")).save(path, exif=None if behind else exif)
+    if behind:  # PIL writes them before
+        content, tags = path.read_bytes(), exif.tobytes()[6:]
+        chunk = struct.pack(">I", len(tags)) + b"eXIf" + tags + struct.pack(">I", zlib.crc32(b"eXIf" + tags))
+        path.write_bytes(content[:-12] + chunk + content[-12:])
+    decoded, load = [], Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self) or load(self))
+    assert read_header(path, LIMIT).orientation == 6
+    assert bool(decoded) == behind
+    Image.fromarray(values(3, "uint8")).save(path)
+    path.write_bytes(path.read_bytes()[:2000])  # its chunks do not lead to an end
+    with pytest.raises(ConfigError, match=r"a\.png: cannot be read"):
+        read_header(path, LIMIT)

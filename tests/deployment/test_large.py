@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import onnx_files
@@ -8,7 +9,7 @@ from PIL import Image
 
 from distill.deployment import predict
 from distill.deployment.runtime import OnnxModel
-from distill.deployment.tiles import Shrunk, Tiled, starts
+from distill.deployment.tiles import Shrunk, Tiled, blended, starts
 
 
 def noise(height, width):
@@ -24,7 +25,7 @@ class Blind:
     """Knows class 1 everywhere but at the edges of what it sees, where it guesses class 0."""
 
     classes, palette = ["a", "b"], [(0, 0, 0), (1, 1, 1)]
-    image = (3, "uint8")
+    image, multilabel = (3, "uint8"), False
 
     def __init__(self):
         self.seen = []
@@ -74,6 +75,12 @@ def test_no_seams_show():
     assert (mask[2:-2, 2:-2] == 1).all()
 
 
+@pytest.mark.parametrize("window", [(32, 48), (40, 40), (60, 64)])
+def test_windows_say_what_one_pass_says_where_a_network_sees_less_than_they_overlap(model, window):
+    image = np.kron(noise(12, 16), np.ones((10, 10, 1))).astype(np.uint8)
+    assert (Tiled(model, window).mask(image) != model.mask(image)).mean() <= 0.005
+
+
 def test_a_large_image_is_seen_smaller_and_answered_in_its_own_size(model):
     image = noise(60, 45)
     small = np.asarray(Image.fromarray(image).resize((24, 32), Image.Resampling.BILINEAR))
@@ -97,3 +104,47 @@ def test_on_the_command_line(tmp_path, capsys):
     for wrong in ["--window", "0", "16"], ["--longest_side", "0"]:
         with pytest.raises(SystemExit):
             predict.main([*arguments, *wrong])
+
+
+@pytest.mark.parametrize("size", [(33, 70), (20, 30), (7, 100), (64, 11), (61, 95)])
+def test_blending_gives_the_bits_of_sums_over_the_whole_image(size):
+    image, window = noise(*size), [min(20, size[0]), min(30, size[1])]
+    total, seen = np.zeros((3, *size), np.float32), np.zeros(size, np.float32)
+    ramps = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5).astype(np.float32) * 2 / n for n in window]
+
+    def answer(part):  # other numbers in every window
+        return np.random.default_rng(int(part.sum())).random((3, *part.shape[:2]), np.float32)
+
+    for top in starts(size[0], window[0]):
+        for left in starts(size[1], window[1]):
+            place = slice(top, top + window[0]), slice(left, left + window[1])
+            total[:, *place] += np.outer(*ramps) * answer(image[place])
+            seen[place] += np.outer(*ramps)
+    assert np.array_equal(np.concatenate(list(blended(answer, image, (20, 30))), 1), total / seen)
+    ids = np.concatenate(list(blended(answer, image, (20, 30), lambda found: found.argmax(0))))
+    assert np.array_equal(ids, (total / seen).argmax(0))
+
+
+def test_of_all_classes_only_what_is_still_needed_is_in_memory():
+    image, classes, window = np.zeros((64, 3000, 3), np.uint8), 20, (32, 40)
+    answers = np.zeros((classes, *window), np.float32)
+    tracemalloc.start()
+    for _ in blended(lambda part: answers, image, window, lambda found: found.argmax(0).astype(np.uint8)):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < classes * 3000 * window[0] * answers.itemsize
+
+
+def test_unsure_pixels_are_void_window_by_window_as_at_once(model, tmp_path, monkeypatch):
+    image, folder = noise(60, 45), tmp_path / "out"
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    tiled, files = Tiled(model, (16, 16)), {"photo": tmp_path / "photo.png"}
+    probabilities = torch.from_numpy(tiled.logits(image)).softmax(0).max(0)
+    monkeypatch.setattr(Tiled, "logits", None)  # of all classes at once, which is too much
+    predict.predict(tiled, files, folder, min_confidence=0.5)
+    expected = np.where(probabilities.values < 0.5, 255, probabilities.indices)
+    mask, confidence = (np.asarray(Image.open(folder / kind / "photo.png")) for kind in ("masks", "confidence"))
+    assert 0.1 < (mask == 255).mean() < 0.9
+    assert (mask == expected).mean() > 0.999
+    assert np.abs(confidence - 255 * probabilities.values.numpy()).max() < 0.51

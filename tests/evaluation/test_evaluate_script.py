@@ -15,7 +15,7 @@ from distill import metrics, models
 from distill.config.schema import NetworkConfig
 from distill.data import Dataset
 from distill.deployment.latency import Size, latencies, sizes
-from distill.deployment.runtime import OnnxModel, open_model
+from distill.deployment.runtime import OnnxModel, OnnxProcess, open_model
 from distill.errors import ConfigError
 from distill.evaluation import detailed
 from distill.metrics import BoundaryIoU, Calibration
@@ -138,6 +138,40 @@ def test_large_images_are_assessed_band_by_band_as_they_are_as_a_whole(model):
     assert torch.equal(found.scores.matrix, whole.scores.matrix)
     assert (found.image_iou, found.boundary.iou) == (whole.image_iou, whole.boundary.iou)
     assert found.calibration.error == pytest.approx(whole.calibration.error, rel=1e-12)
+
+
+def test_the_worst_images_are_kept_from_the_first_look(model):
+    seen, dataset = [], images()
+    found = detailed.assess(3, lambda image: seen.append(0) or detailed.plain(model)(image), dataset, model, worst=2)
+    assert list(found.worst) == np.argsort(found.image_iou, kind="stable")[:2].tolist()
+    for index, kept in found.worst.items():
+        (image, mask), guess = dataset.read(index), model.mask(dataset.read(index)[0])
+        assert all(map(np.array_equal, kept, (image, mask, guess, guess)))
+    assert len(seen) == 3
+
+
+def test_counts_are_the_same_some_rows_at_a_time(model, monkeypatch):
+    whole = detailed.assess(3, detailed.plain(model), images())
+    monkeypatch.setattr(metrics, "COUNTED", 100)
+    parts = detailed.assess(3, detailed.plain(model), images())
+    assert torch.equal(parts.scores.matrix, whole.scores.matrix)
+    assert (parts.boundary.counts == whole.boundary.counts).all()
+    assert (parts.calibration.confidence == whole.calibration.confidence).all()  # to the bit
+    assert (parts.calibration.right == whole.calibration.right).all()
+
+
+def test_strips_of_large_images_and_the_teacher_of_windows(tmp_path, labeled, monkeypatch):
+    sizes = []
+    ask = OnnxProcess.run
+    monkeypatch.setattr(OnnxProcess, "run", lambda self, *a: sizes.append(a[1].shape[:2]) or ask(self, *a))
+    monkeypatch.setattr(detailed, "WORST_SIDE", 22)
+    model = str(tmp_path / "model.onnx")
+    call = [model, "--teacher", model, "--data.format=folders", f"--data.root={labeled}", "--worst=1"]
+    assert detailed.main([*call, "--window", "16", "24", f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert set(sizes) == {(16, 24)}
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["agreement"] == 1
+    (strip,) = (tmp_path / "out" / "worst").iterdir()
+    assert Image.open(strip).size == (5 * 22 + 4 * 4, 15 + 18)
 
 
 def test_mirrored_views_are_mirrored_back(model):
