@@ -221,6 +221,7 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
     """Images in files, with masks or alone; the mask of one alone says that no pixel has a label."""
     kind, said_by = known
     by_color = how is not None and how.colors is not None
+    two = how is not None and len(how.classes) == 2 and not by_color
 
     def header_of(index: int) -> Header:
         header = read_header(pairs[index].image, config.max_pixels, config.in_channels)
@@ -237,7 +238,7 @@ def _files(config: DataConfig, pairs: Sequence[PairOfFiles], how: Coding | None,
         tells = header.turned != (header.height, header.width)
         if header.orientation != 1 and not tells:
             raise ConfigError(f"{pair.image}: {ROTATED}")
-        size = inspect_mask(pair.mask, config.max_pixels, by_color)
+        size = inspect_mask(pair.mask, config.max_pixels, by_color, two)
         if size != header.turned:
             if header.orientation != 1:
                 raise ConfigError(f"{pair.image}: {ROTATED}")
