@@ -14,11 +14,11 @@ from distill.batch import SILENT, Outputs, Target
 from distill.config.schema import TeacherConfig
 from distill.deployment.any_onnx import AnyOnnx, AnyOnnxProcess
 from distill.errors import ConfigError
-from distill.losses.supervised import CrossEntropy
 from distill.losses.base import speaks
 from distill.losses.chunked import fused
 from distill.losses.pixel import KD
 from distill.losses.settings import KDConfig
+from distill.losses.supervised import CrossEntropy
 from distill.models import Network, build
 from distill.models.foreign import ForeignNetwork, Mapped, Opened, open_teacher
 from distill.models.foreign.classes import ClassMap
