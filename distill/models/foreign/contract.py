@@ -21,10 +21,10 @@ def log_probabilities(answer: Tensor, kind: Kind, classes: int, smoothing: float
 
     - `logits`: as they are. One channel z is that of a sigmoid and becomes the two logits 0 and z, background first.
     - `probabilities`: log p, at least log 1e-6. One channel p is that of the second of two classes.
-    - `scores`: not negative, of any sum S, such as those of networks of queries: log(s / S), with s at least 1e-6. Where
-      S is below one half, no query claims the pixel, and what is left of their scores says hardly anything of it: the
-      same in so small numbers that all are the same to losses, which leave it out, while the likeliest stays so. The
-      softmax of scores would be nearly uniform: with 19 classes at most 13 % for the likeliest.
+    - `scores`: not negative, of any sum S, such as those of networks of queries: log(s / S), with s at least 1e-6.
+      Where S is below one half, no query claims the pixel, and what is left of their scores says hardly anything of
+      it: the same in so small numbers that all are the same to losses, which leave it out, while the likeliest stays
+      so. The softmax of scores would be nearly uniform: with 19 classes at most 13 % for the likeliest.
     - `sigmoid`: probabilities of classes that do not exclude each other; of one channel as above, else as `scores`.
     - `labels`: class ids `[N, 1, h, w]`: 1 - smoothing for the label, the rest evenly for the others; a label that is
       no class says nothing: all the same.
