@@ -91,7 +91,7 @@ def test_parquet_files_are_read_by_their_names(tmp_path):
     splits = opened(tmp_path)
     check(splits, 3, 1)
     assert splits.classes == ["else", "road"] and "split 'test'" in splits.notes[1]
-    alone = opened(tmp_path, train_masks=None, val_fraction=0.6, image_column="image")
+    alone = opened(tmp_path, train_masks=None, val_fraction=0.73, image_column="image")
     assert not alone.labeled and len(alone.train) + len(alone.val) == 3
 
 
