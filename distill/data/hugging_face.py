@@ -82,7 +82,9 @@ def read_hugging_face(config: DataConfig, root: Path) -> HuggingFace:
             f"data.val_fraction: {root} has no split called {', '.join(VAL[:-1])} or {VAL[-1]}; set the share to set "
             f"aside, e.g. 0.1"
         )
-    found, notes, names = [], [], None
+    found: list[list[PairOfFiles]] = []
+    notes: list[str] = []
+    names: list[str] | None = None
     for split in (train, val):
         if split is None:
             found.append([])
@@ -207,7 +209,7 @@ def unpacked(split: Split, root: Path, place: Path, image: str, mask: str | None
     Raises:
         ConfigError: a row without image or mask, or the place cannot be written.
     """
-    facts = [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in split.files]
+    facts = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in split.files]
     key = hashlib.sha256(json.dumps([facts, image, mask]).encode()).hexdigest()[:12]
     folder = place / f"{split.name}-{key}"
     if not folder.is_dir():

@@ -85,8 +85,10 @@ def open_transformers(source: Source) -> Found:
             f"pip install 'distill[transformers]'"
         ) from None
     queries = model_type in QUERIES
-    auto = transformers.AutoModelForUniversalSegmentation if queries else transformers.AutoModelForSemanticSegmentation
-    if queries and model_type == "maskformer":
+    auto: Any = transformers.AutoModelForSemanticSegmentation
+    if queries:
+        auto = transformers.AutoModelForUniversalSegmentation
+    if model_type == "maskformer":
         auto = transformers.MaskFormerForInstanceSegmentation  # its only class
     task = _task(source, config) if model_type == "oneformer" else None
     network = _loaded(auto, source, {} if task is None else {"is_training": False})  # else it wants texts, too
