@@ -47,3 +47,16 @@ def test_the_same_arguments_give_the_same_pages(fonts):
         assert (np.asarray(image) == np.asarray(image2)).all() and (mask == mask2).all()
     other = next(iter(draw_pages.pages("val", 1, fonts, 0.6, 0)))
     assert (np.asarray(other[1]) != np.asarray(first[0][1])).any()
+
+
+def test_the_command_writes_both_splits_or_says_what_it_lacks(fonts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(draw_pages, "makes", lambda _: fonts)
+    monkeypatch.setattr("sys.argv", ["draw_pages.py", str(tmp_path), "--train", "2", "--val", "1"])
+    assert draw_pages.main() == 0
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    pages = ["train/{}/00000.png", "train/{}/00001.png", "val/{}/00000.png"]
+    assert written == sorted(page.format(kind) for page in pages for kind in ("images", "masks"))
+    assert "val: 1 pages, 1 makes of fonts: " in capsys.readouterr().out
+    monkeypatch.setattr(draw_pages, "makes", lambda _: {"DejaVu": fonts["DejaVu"]})
+    assert draw_pages.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
