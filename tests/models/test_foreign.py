@@ -21,6 +21,7 @@ from distill.losses.settings import KDConfig
 from distill.losses.supervised import CrossEntropy
 from distill.models import Network, build
 from distill.models.foreign import ForeignNetwork, Mapped, Opened, open_teacher
+from distill.models.foreign.arrays import Arrays, Layout
 from distill.models.foreign.classes import ClassMap
 from distill.models.foreign.contract import find_kind, log_probabilities
 from distill.models.foreign.tiled import Windows
@@ -397,3 +398,33 @@ def test_what_is_not_there_or_not_known_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ConfigError, match=r"as an id on the Hub it was not fetched \(no network\); with no network"):
         opened("nvidia/segformer-b0")
+
+
+def test_detectors_classifiers_and_one_channel_are_told(tmp_path):
+    def answering(shape: list[int]):
+        class Boxes(torch.nn.Module):
+            def forward(self, x):
+                return torch.linspace(-3, 9, int(np.prod(shape))).view(shape) + 0 * x.mean()
+
+        return Boxes
+
+    sys.modules["_answers"] = made = type(sys)("_answers")
+    for number, (shape, words) in enumerate(
+        [
+            ([1, 84, 8400], r"output of \[1, 1, 84, 8400\] for an image of 96×128, which is no map.*a detector\?"),
+            ([1, 300, 6], "which is no map of it; is it a detector"),
+            (
+                [1, 1, 24, 32],
+                r"2 classes without names \(background and foreground, in one channel\), and the data has 4",
+            ),
+        ]
+    ):
+        made.build = answering(shape)
+        path = tmp_path / f"mine{number}.py"
+        path.write_text("from _answers import build")
+        with pytest.raises(ConfigError, match=words):
+            opened(None, python=f"{path}:build")
+    del sys.modules["_answers"]
+    layout = Layout(False, torch.float32, None, None)
+    with pytest.raises(ConfigError, match=r"shape \[1, 2\], as a classifier does; expected a map \[images, classes"):
+        Arrays(lambda x: torch.zeros(1, 2), layout).channels_first(torch.zeros(1, 2))
