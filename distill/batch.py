@@ -16,6 +16,7 @@ from torch import Tensor
 VOID = 255
 UNLABELED = 254
 MAX_CLASSES = 254
+SILENT = 1e-5  # nats by which a teacher's logits for a pixel differ at most that say nothing of it
 
 
 @dataclass(frozen=True)

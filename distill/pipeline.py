@@ -51,6 +51,7 @@ from distill.training.stage import BASELINE, INT8, STUDENT, TEACHER, Stage
 from distill.training.teacher import CachedTeacher, Teacher, check_teacher
 from distill.training.teacher_answers import CACHE, ask, decide, with_cache
 from distill.training.trainer import Trainer
+from distill.training.unscored import check_unscored
 
 CHECKED = "checked.json"
 FIRST_FILES = {".lock", ".config.yaml.tmp"}  # all there is of a run that was cut off before it had settings
@@ -270,6 +271,8 @@ def load_teacher(run: Run) -> Network:
     cause = likely_cause(run, network, scores.skill) if foreign and scores.skill < LOW else None
     try:
         check_teacher(scores, source, cause)
+        if not scores.present:
+            check_unscored(run, network, source)
     except ConfigError as error:
         if not (wanted.allow_near_chance or trial):
             raise

@@ -16,7 +16,7 @@ from distill.losses.sections import TermsConfig
 from distill.losses.validation import Settings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NAMED_BY_SETTINGS = ("folders", "csv", "mmseg")  # formats whose classes `data.classes` names
+NAMED_BY_SETTINGS = ("folders", "csv", "mmseg", "hf")  # formats whose classes `data.classes` names
 OWN = "own"  # in place of a name: handed over in Python, see `distill.distill`
 
 
@@ -26,8 +26,9 @@ class DataConfig(Settings):
 
     Args:
         format: `synthetic` (drawn scenes, no files), `folders` (two folders a split, matched by stem, with all below
-            them), `csv` (lists of an image and a mask a line), `mmseg` (`img_dir`, `ann_dir`), or a public data set as
-            it is unpacked: `camvid`, `voc`, `cityscapes`, `ade20k`, `coco_stuff`; `own` in Python only.
+            them), `csv` (lists of an image and a mask a line), `mmseg` (`img_dir`, `ann_dir`), `hf` (a folder of
+            Hugging Face's save_to_disk, or of Parquet files), or a public data set as it is unpacked: `camvid`, `voc`,
+            `cityscapes`, `ade20k`, `coco_stuff`; `own` in Python only.
         root: folder of the data set; relative paths below start here.
         in_channels: channels of the images; null reads any file of 8 bits as RGB; 1 reads gray (color of 8 bits is made
             gray); n reads files of n channels. With a number, PNG, TIFF and `.npy` of 16 bits or floats are read as
@@ -41,6 +42,9 @@ class DataConfig(Settings):
         val_images: format `folders`: folder of the validation images.
         val_masks: format `folders`: folder of the validation masks; null only where `train_masks` is.
         val_list: format `csv`: file of the validation images.
+        image_column: format `hf`: column of the images; `image` if not given.
+        mask_column: format `hf`: column of the masks; `label`, `annotation` or `mask` if not given.
+        unpacked: format `hf`: folder into which its images are unpacked once; `unpacked` in `root` if not given.
         val_fraction: share of the training images, chosen by their names, that is set aside for validation; 0 takes
             the data set's own.
         val_group: regular expression that is searched for in an image's name with its folders: images for which its
@@ -58,8 +62,8 @@ class DataConfig(Settings):
         labels: changes of the labels: `{name or value in the masks: name of a class, or ignore}`: merges, renames, and
             gives values that are not numbers of the list a class, such as `{255: lane}`; `'*'` stands for all that is
             not named, as in `{car: car, '*': background}`.
-        mask_colors: format `folders`, `mmseg` and `csv`: masks are pictures, with one `[r, g, b]` a class in the order
-            of `classes`; further colors are void. `palette` takes those of `palette`.
+        mask_colors: format `folders`, `mmseg`, `csv` and `hf`: masks are pictures, with one `[r, g, b]` a class in the
+            order of `classes`; further colors are void. `palette` takes those of `palette`.
         reduce_zero_label: label 0 is void, and class ids start at 1.
         palette: one `[r, g, b]` a class for pictures; made up if not given.
         ignore_index: value of void in the mask files; never trained on, never scored.
@@ -90,7 +94,7 @@ class DataConfig(Settings):
     """
 
     format: Literal[
-        "synthetic", "camvid", "folders", "csv", "mmseg", "voc", "cityscapes", "ade20k", "coco_stuff", "own"
+        "synthetic", "camvid", "folders", "csv", "mmseg", "hf", "voc", "cityscapes", "ade20k", "coco_stuff", "own"
     ] = "synthetic"
     root: str = "."
     in_channels: int | None = None
@@ -102,6 +106,9 @@ class DataConfig(Settings):
     val_images: str = "val/images"
     val_masks: str | None = "val/masks"
     val_list: str = "val.csv"
+    image_column: str | None = None
+    mask_column: str | None = None
+    unpacked: str | None = None
     val_fraction: float = 0.0
     val_group: str | None = None
     leave_out: str | None = None
@@ -518,6 +525,7 @@ RUNTIME_SETTINGS = (
     "name",
     "output_dir",
     "data.root",
+    "data.unpacked",
     "data.cache",
     "data.decoded_dir",
     "data.check",

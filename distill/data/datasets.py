@@ -311,6 +311,7 @@ def _files(
     by_color = how is not None and how.colors is not None
     decoded = Decoded(Path(config.decoded_dir) if config.decoded_dir else None, hold=config.windows is not None)
     known_as = how and hashlib.sha256(how.table.tobytes() + repr(how.colors).encode()).hexdigest()
+    two = how is not None and len(how.classes) == 2 and not by_color
 
     def header_of(index: int) -> Header:
         header = read_header(pairs[index].image, config.max_pixels, config.in_channels)
@@ -330,7 +331,7 @@ def _files(
         if planes:
             size = inspect_planes(pair.masks, planes, config.max_pixels)
         else:
-            size = inspect_mask(pair.mask, config.max_pixels, by_color)
+            size = inspect_mask(pair.mask, config.max_pixels, by_color, two)
         if size != header.turned:
             if header.orientation != 1:
                 raise ConfigError(f"{pair.image}: {ROTATED}")

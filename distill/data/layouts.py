@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.config.schema import DataConfig
 from distill.data import layout_names as names
+from distill.data.hugging_face import read_hugging_face
 from distill.data.images import IMAGE_SUFFIXES
 from distill.data.masks import Color, Labels
 from distill.data.pairs import PairOfFiles, find_images, hold_out, leave_out, match, spread
@@ -201,6 +202,14 @@ def _csv(config: DataConfig, root: Path) -> Layout:
     return Layout(found[0], found[1], labels, notes)
 
 
+def _hf(config: DataConfig, root: Path) -> Layout:
+    """Hugging Face's, of `save_to_disk` or Parquet files, see `distill.data.hugging_face`."""
+    found = read_hugging_face(config, root)
+    named = config if config.classes or not found.names else replace(config, classes=found.names)
+    labels, notes = _own_labels(named)
+    return Layout(found.train, found.val, labels, [*found.notes, *notes])
+
+
 LAYOUTS: dict[str, Callable[[DataConfig, Path], Layout]] = {
     "folders": _folders,
     "camvid": _camvid,
@@ -210,6 +219,7 @@ LAYOUTS: dict[str, Callable[[DataConfig, Path], Layout]] = {
     "coco_stuff": _coco_stuff,
     "mmseg": _mmseg,
     "csv": _csv,
+    "hf": _hf,
 }
 
 

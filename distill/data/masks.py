@@ -111,14 +111,20 @@ def coding(labels: Labels, changes: Mapping[str | int, str] | None) -> Coding:
     return Coding(classes, palette, table, _numbers(labels.colors, len(targets)), [])
 
 
-def inspect_mask(path: Path, max_pixels: int, by_color: bool) -> tuple[int, int]:
+def inspect_mask(path: Path, max_pixels: int, by_color: bool, two: bool = False) -> tuple[int, int]:
     """Height and width of a mask, from its header.
+
+    Args:
+        path: the file.
+        max_pixels: that it may have.
+        by_color: whether colors stand for classes.
+        two: whether there are two classes, for which single bits do.
 
     Raises:
         ConfigError: it cannot be opened, or is of another kind.
     """
     with open_picture(path, max_pixels, MASK_FORMATS) as mask:
-        if mask.mode not in (COLOR_MODES if by_color else MASK_MODES):
+        if mask.mode not in (COLOR_MODES if by_color else MASK_MODES) and not (two and mask.mode == "1"):
             fix = "expected one class id a pixel (8-bit gray or palette PNG)"
             if by_color:
                 fix = "expected colors (RGB or palette PNG), as data.mask_colors says"

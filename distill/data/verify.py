@@ -129,7 +129,8 @@ def check_labels(pixels: Sequence[int], splits: Splits, config: DataConfig) -> N
     if config.format == "synthetic" or not found:
         return
     cause = "are data.classes all the classes, in the order of their ids"
-    if void > config.max_void_share:
+    of_two = len(splits.classes) == 2 and not pixels[1]  # a rare foreground of 255 is a small share of void
+    if void > config.max_void_share or (void and of_two):
         fix = (
             f"set data.labels '{{{splits.void[0]}: {splits.classes[-1]}}}'"
             if len(splits.void) == 1

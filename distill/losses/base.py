@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from distill.batch import UNLABELED, VOID, Outputs, Target
+from distill.batch import SILENT, UNLABELED, VOID, Outputs, Target
 from distill.losses.geometry import Cells, at_least_float32
 from distill.losses.settings import LayersConfig, TermConfig
 
@@ -80,6 +80,15 @@ class Term(nn.Module, ABC):
         """What `forward` returns, computed outside of autocast."""
 
 
+def speaks(teacher: Tensor) -> Tensor:
+    """Where a teacher says anything: bool `[N, ...]` of its logits `[N, C, ...]`.
+
+    Logits that are all the same mean that it does not know: a label that is no class, a pixel that no query claims.
+    Such pixels stay in the mean's count. A student that were compared with them would be taught to doubt.
+    """
+    return teacher.amax(1) - teacher.amin(1) > SILENT
+
+
 class PixelTerm(Term):
     """A term that is a mean over pixels, each pixel by itself.
 
@@ -101,8 +110,10 @@ class PixelTerm(Term):
         """
 
     def total(self, student: Tensor, teacher: Tensor | None, mask: Tensor) -> Tensor:
-        """The sum of `per_pixel` over the pixels that count."""
+        """The sum of `per_pixel` over the pixels that count; where the teacher says nothing, only what needs none."""
         counts = mask < UNLABELED if self.needs_labels else mask != VOID
+        if teacher is not None and self.needs_teacher:
+            counts = counts & speaks(teacher)
         values = self.per_pixel(student, teacher, mask)
         return torch.where(counts, values, 0).sum()
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.batch import UNLABELED, VOID
+from distill.batch import SILENT, UNLABELED, VOID
 from distill.losses.base import PixelTerm
 from distill.losses.pixel import KD
 from distill.losses.supervised import CrossEntropy
@@ -100,6 +100,8 @@ def closed_form(
         soft_sum = soft.sum(1, keepdim=True)
     q = t.exp()
     q_sum = q.sum(1, keepdim=True)
+    speaks = (q_sum < q.shape[1] * (1 - SILENT)).to(q.dtype)  # see `base.speaks`, without a pass over the classes
+    kd_scale, valid = kd_scale * speaks, valid * speaks
     q.div_(q_sum)
     cross = t.sub_(s).mul_(q).sum(1, keepdim=True)
     kd = ((cross + soft_sum.log() - q_sum.log()) * valid).sum()

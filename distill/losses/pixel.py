@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.batch import UNLABELED, Outputs, Target
-from distill.losses.base import PixelTerm
+from distill.losses.base import PixelTerm, speaks
 from distill.losses.geometry import Cells, at_least_float32, unless_constant
 from distill.losses.settings import Confidence, Divergence, DKDConfig, KDConfig
 
@@ -141,8 +141,9 @@ class KD(PixelTerm):
             return super().value(student, teacher, target)
         cells = Cells((teacher.logits.shape[2], teacher.logits.shape[3]), teacher.padded_size, teacher.align_corners)
         logits = cells.resize(student.logits, student.padded_size)
-        counts = cells.count_valid(target.mask, logits.dtype)
-        values = self.per_pixel(logits, at_least_float32(teacher.logits.detach()), target.mask)
+        theirs = at_least_float32(teacher.logits.detach())
+        counts = cells.count_valid(target.mask, logits.dtype) * speaks(theirs)
+        values = self.per_pixel(logits, theirs, target.mask)
         return self.mean((counts * torch.where(counts > 0, values, 0)).sum(), target)
 
 

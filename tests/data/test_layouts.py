@@ -269,6 +269,24 @@ def test_foreground_of_255(tmp_path):
     assert splits.classes == ["ground", "lane"]
 
 
+def test_a_rare_foreground_of_255_comes_with_the_fix_too(tmp_path):
+    settings = folders(tmp_path, [0] * 39 + [255]) | {"classes": ["lane"]}
+    found = r"no training mask shows 'lane' \(id 1\); does the label 255 mean a class.*data\.labels '\{255: lane\}'"
+    refused(tmp_path, found, **settings)
+    folders(tmp_path, [0] * 40)
+    refused(tmp_path, r"shows 'lane' \(id 1\); are data\.classes all the classes", **settings)
+
+
+def test_single_bits_are_masks_of_two_classes(tmp_path):
+    settings = folders(tmp_path, [0, 1])
+    for path in tmp_path.rglob("masks/*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) > 0).save(path)
+    assert Image.open(path).mode == "1"
+    assert (opened(tmp_path, **settings).train.read(0)[1] == np.resize([0, 1], SIZE)).all()
+    with pytest.raises(ConfigError, match="is a mask of mode 1; expected one class id"):
+        opened(tmp_path, **settings | {"classes": ["ground", "lane", "car"]})
+
+
 def test_one_name_is_that_of_the_foreground(tmp_path):
     settings = folders(tmp_path, [0, 1, 255]) | {"classes": ["lane"]}
     splits = opened(tmp_path, **settings)

@@ -112,6 +112,41 @@ def maskformer(folder: Path, names: list[str] = NAMES) -> Path:
     return written(sharpened(transformers.MaskFormerForInstanceSegmentation(config)), folder)
 
 
+def oneformer(folder: Path, names: list[str] = NAMES) -> Path:
+    """As the Hub has them: made for training, with a tokenizer (here, one that spells) in two files."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.OneFormerConfig(
+        backbone_config=swin(),
+        num_queries=6,
+        hidden_dim=32,
+        mask_dim=32,
+        conv_dim=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        query_dec_layers=1,
+        task_seq_len=24,
+        text_encoder_width=64,
+        text_encoder_num_layers=1,
+        text_encoder_context_length=24,
+        text_encoder_vocab_size=54,
+        text_encoder_n_ctx=2,
+        is_training=True,
+        **labels(names),
+    )
+    written(sharpened(transformers.OneFormerForUniversalSegmentation(config)), folder)
+    letters = [chr(ord("a") + i) for i in range(26)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    return folder
+
+
 def swin() -> Any:
     import transformers
 

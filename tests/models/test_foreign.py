@@ -10,11 +10,19 @@ import torch
 import torchvision
 from onnx import TensorProto
 
+from distill.batch import SILENT, Outputs, Target
 from distill.config.schema import TeacherConfig
 from distill.deployment.any_onnx import AnyOnnx, AnyOnnxProcess
 from distill.errors import ConfigError
+from distill.losses.base import speaks
+from distill.losses.chunked import fused
+from distill.losses.pixel import KD
+from distill.losses.settings import KDConfig
+from distill.losses.supervised import CrossEntropy
 from distill.models import Network, build
 from distill.models.foreign import ForeignNetwork, Mapped, Opened, open_teacher
+from distill.models.foreign.arrays import Arrays, Layout
+from distill.models.foreign.classes import ClassMap
 from distill.models.foreign.contract import find_kind, log_probabilities
 from distill.models.foreign.tiled import Windows
 
@@ -50,11 +58,41 @@ def test_one_channel_is_two_logits():
 
 
 def test_scores_are_divided_by_their_sum_and_unclaimed_pixels_say_nothing():
-    scores = torch.tensor([0.9, 0.6, 0.0]).view(1, 3, 1, 1)
+    scores = torch.tensor([0.6, 0.9, 0.0]).view(1, 3, 1, 1)
     p = log_probabilities(scores, "scores", 3).exp().flatten()
-    assert torch.allclose(p, torch.tensor([0.6, 0.4, 0.0]), atol=1e-5)
-    nothing = log_probabilities(scores * 1e-9, "scores", 3)
-    assert torch.allclose(nothing.exp(), torch.full_like(nothing, 1 / 3))
+    assert torch.allclose(p, torch.tensor([0.4, 0.6, 0.0]), atol=1e-5)
+    for size in (0.33, 0.1, 1e-3, 1e-9):  # the sum is below one half
+        nothing = log_probabilities(scores * size, "scores", 3)
+        assert (nothing.amax() - nothing.amin()) < SILENT
+        assert size < 1e-6 or nothing.argmax(1) == 1
+    assert not speaks(nothing).any() and speaks(log_probabilities(scores * 0.34, "scores", 3)).all()
+
+
+def test_kd_of_a_teacher_of_queries_is_its_closed_form_and_leaves_out_what_no_query_claims():
+    scores = torch.tensor([[0.7, 0.2, 0.0], [0.2, 0.05, 0.1], [0.9, 0.0, 0.9]]).T.reshape(1, 3, 1, 3)
+    student = torch.tensor([[1.0, 0.0, -1.0], [9.0, -9.0, 3.0], [0.5, 0.25, 0.0]]).T.reshape(1, 3, 1, 3)
+    mask = torch.zeros(1, 1, 3, dtype=torch.uint8)
+    p, s = (scores / scores.sum(1, keepdim=True)).clamp(min=1e-9), student.log_softmax(1)
+    kl = (p * (p.log() - s)).sum(1).flatten()
+    wanted = (kl[0] + kl[2]) / 3  # the one that is left out stays in the count
+    teacher = Outputs.of(log_probabilities(scores, "scores", 3))
+    for stride in ("full", "native"):
+        term = KD(KDConfig(temperature=1, stride=stride))
+        assert term(Outputs.of(student), teacher, Target.of(mask)).item() == pytest.approx(wanted.item(), rel=1e-4)
+    both = fused((CrossEntropy(), KD(KDConfig(temperature=1))), (1, 1), Outputs.of(student), teacher, Target.of(mask))
+    assert both.values[1].item() == pytest.approx(wanted.item(), rel=1e-4)
+    student.requires_grad_()
+    fused((CrossEntropy(), KD(KDConfig())), (0, 1), Outputs.of(student), teacher, Target.of(mask)).total.backward()
+    assert student.grad.abs().sum(1).flatten().gt(1e-4).tolist() == [True, False, True]
+
+
+def test_what_says_nothing_says_nothing_of_merged_classes():
+    silent = log_probabilities(torch.tensor([0.1, 0.2, 0.1, 0.0]).view(1, 4, 1, 1), "scores", 4)
+    mapped = Mapped.__new__(Mapped)
+    torch.nn.Module.__init__(mapped)
+    mapped.map = ClassMap(list("abcd"), ["x", "y", "z"], [[0, 2, 3], [1], []])
+    merged = mapped._mapped(Outputs.of(silent)).logits
+    assert not speaks(merged).any() and merged.argmax(1) == 1
 
 
 def test_labels_are_smoothed_and_void_says_nothing():
@@ -360,3 +398,33 @@ def test_what_is_not_there_or_not_known_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ConfigError, match=r"as an id on the Hub it was not fetched \(no network\); with no network"):
         opened("nvidia/segformer-b0")
+
+
+def test_detectors_classifiers_and_one_channel_are_told(tmp_path):
+    def answering(shape: list[int]):
+        class Boxes(torch.nn.Module):
+            def forward(self, x):
+                return torch.linspace(-3, 9, int(np.prod(shape))).view(shape) + 0 * x.mean()
+
+        return Boxes
+
+    sys.modules["_answers"] = made = type(sys)("_answers")
+    for number, (shape, words) in enumerate(
+        [
+            ([1, 84, 8400], r"output of \[1, 1, 84, 8400\] for an image of 96×128, which is no map.*a detector\?"),
+            ([1, 300, 6], "which is no map of it; is it a detector"),
+            (
+                [1, 1, 24, 32],
+                r"2 classes without names \(background and foreground, in one channel\), and the data has 4",
+            ),
+        ]
+    ):
+        made.build = answering(shape)
+        path = tmp_path / f"mine{number}.py"
+        path.write_text("from _answers import build")
+        with pytest.raises(ConfigError, match=words):
+            opened(None, python=f"{path}:build")
+    del sys.modules["_answers"]
+    layout = Layout(False, torch.float32, None, None)
+    with pytest.raises(ConfigError, match=r"shape \[1, 2\], as a classifier does; expected a map \[images, classes"):
+        Arrays(lambda x: torch.zeros(1, 2), layout).channels_first(torch.zeros(1, 2))

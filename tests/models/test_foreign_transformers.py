@@ -84,7 +84,14 @@ def scores_of(processor, outputs, target, **more) -> torch.Tensor:
     more["return_segmentation_scores"] = True
     scored = processor.post_process_semantic_segmentation(outputs, [target] * 2, **more)
     scores = torch.stack([one.segmentation_scores for one in scored])
-    return scores.clamp(min=1e-6) / scores.clamp(min=1e-6).sum(1, keepdim=True)
+    return distribution(scores)
+
+
+def distribution(scores: torch.Tensor) -> torch.Tensor:
+    """That of scores `[N, C, H, W]`; all classes alike, but for their order, where no query claims the pixel."""
+    clamped = scores.clamp(min=1e-6)
+    p = clamped / clamped.sum(1, keepdim=True)
+    return torch.where(scores.sum(1, keepdim=True) >= 0.5, p, (1 + 1e-6 * p) / scores.shape[1])
 
 
 @torch.no_grad()
@@ -94,8 +101,7 @@ def test_maskformers_scores_become_a_distribution(tmp_path):
     raw = transformers.MaskFormerForInstanceSegmentation.from_pretrained(tmp_path / "teacher").eval()
     theirs = scores_of(transformers.MaskFormerImageProcessor(), raw(normalized(IMAGE)), (16, 24))
     logits = network(IMAGE).logits
-    assert_same(logits.exp(), theirs, 1e-4)
-    assert_same(logits.softmax(1), theirs, 1e-4)  # a distribution: softmax changes nothing
+    assert_same(logits.softmax(1), theirs, 1e-4)
 
 
 @torch.no_grad()
@@ -106,7 +112,7 @@ def test_mask2formers_masks_are_upsampled_before_the_sigmoid(tmp_path):
     image = torch.nn.functional.interpolate(IMAGE.float(), (384, 384), mode="bilinear").round().byte()
     raw = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "teacher").eval()
     theirs = scores_of(transformers.Mask2FormerImageProcessor(), raw(normalized(image)), (384, 384))
-    assert_same(network(image).logits.exp(), theirs, 1e-4)
+    assert_same(network(image).logits.softmax(1), theirs, 1e-4)
 
 
 @torch.no_grad()
@@ -119,7 +125,7 @@ def test_a_teacher_of_one_size_sees_larger_images_in_windows(tmp_path):
     processor, tile = transformers.EomtImageProcessor(), IMAGE[..., :64]
     square = {"size": {"shortest_edge": 64, "longest_edge": 64}}
     theirs = scores_of(processor, raw(normalized(tile)), (64, 64), **square)
-    assert_same(network(tile).logits.exp(), theirs, 1e-4)
+    assert_same(network(tile).logits.softmax(1), theirs, 1e-4)
     outputs = network(IMAGE)
     assert outputs.upsampled().shape == (2, 4, 64, 96)
     right = scores_of(processor, raw(normalized(IMAGE[..., 32:])), (64, 64), **square)
@@ -145,6 +151,28 @@ def test_one_channel_of_a_segformer_is_a_sigmoids(tmp_path):
 def change(folder: Path, **settings) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@torch.no_grad()
+def test_oneformer_is_told_its_task(tmp_path):
+    folder = tiny.oneformer(tmp_path / "teacher")
+    network = network_of(folder, mean=tiny.MEAN, std=tiny.STD)
+    raw = transformers.OneFormerForUniversalSegmentation.from_pretrained(folder, is_training=False).eval()
+    assert network.model.task.shape == (1, 24) and int((network.model.task > 1).sum()) == len("thetaskissemantic")
+    task = transformers.AutoTokenizer.from_pretrained(folder)(
+        ["the task is semantic"], padding="max_length", max_length=24
+    )
+    task = torch.tensor(task.input_ids) * torch.tensor(task.attention_mask)
+    answer = raw(pixel_values=normalized(IMAGE), task_inputs=task.expand(2, -1))
+    scores = torch.einsum(
+        "nqc,nqhw->nchw", answer.class_queries_logits.softmax(-1)[..., :-1], answer.masks_queries_logits.sigmoid()
+    )
+    assert torch.allclose(network(IMAGE).logits.softmax(1), distribution(scores), atol=1e-5)
+    other = raw(pixel_values=normalized(IMAGE), task_inputs=task.roll(3).expand(2, -1))
+    assert (other.masks_queries_logits - answer.masks_queries_logits).abs().max() > 1e-3
+    (folder / "vocab.json").unlink()
+    with pytest.raises(ConfigError, match=r"told its task in words.*vocab\.json and merges\.txt, into the folder"):
+        opened(folder)
 
 
 def test_what_is_no_teacher_is_refused_in_a_line(tmp_path):
@@ -200,7 +228,7 @@ def test_an_id_on_the_hub_is_fetched_without_code_and_read_as_its_folder(tmp_pat
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     found = opened("somebody/segformer")
     assert found.source.name == "somebody/segformer" and "SegformerForSemanticSegmentation" in found.told[0]
-    assert asked == [("somebody/segformer", ["*.json", "*.safetensors", "pytorch_model*.bin"])]
+    assert asked == [("somebody/segformer", ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt"])]
     assert found.known_by.keys() == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 

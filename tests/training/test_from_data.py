@@ -90,3 +90,10 @@ def test_a_folder_of_images_and_a_teacher_are_enough(tmp_path, capsys):
     assert results.student.classes_present == 0 and 0 < results.student.agreement <= 1
     said = capsys.readouterr().out
     assert "agreement with the teacher is measured, not mIoU" in said and "| student |    – |" in said
+    assert "teacher  says on 3 images: " in said and " of the most possible" in said
+    same = "import torch\ndef build():\n    return torch.nn.Conv2d(3, 10, 1).requires_grad_(False)\n"
+    (tmp_path / "same.py").write_text(same.replace(".req", ".apply(lambda m: m.weight.data.zero_()).req"))
+    settings |= {"teacher__python": f"{tmp_path / 'same.py'}:build"}
+    with pytest.raises(ConfigError, match=r"same answer for every pixel of 3 images\. .*teacher\.output.*allow_near"):
+        distil(tiny_config(tmp_path / "blind", **settings))
+    assert not (tmp_path / "blind" / "student").exists()

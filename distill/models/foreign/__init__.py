@@ -19,7 +19,7 @@ from distill.batch import RGB, ImageKind
 from distill.config.schema import TeacherConfig
 from distill.errors import ConfigError
 from distill.models.asked import fingerprint
-from distill.models.foreign.arrays import OpenRunner, open_onnx
+from distill.models.foreign.arrays import ALONE, OpenRunner, open_onnx
 from distill.models.foreign.classes import Mapped, match
 from distill.models.foreign.exported import open_exported
 from distill.models.foreign.network import ForeignNetwork, Found, weights_of
@@ -151,8 +151,9 @@ def _names(found: Found, config: TeacherConfig, classes: Sequence[str], source: 
         names = ["background", *names]
     if names is None:
         if found.outputs != len(classes):
+            alone = " (background and foreground, in one channel)" if ALONE in found.notes else ""
             raise ConfigError(
-                f"{source.name}: has {found.outputs} classes without names, and the data has {len(classes)}; "
+                f"{source.name}: has {found.outputs} classes without names{alone}, and the data has {len(classes)}; "
                 f"name its outputs in teacher.class_names"
             )
         found.notes.append("classes taken to be the data's, in their order")

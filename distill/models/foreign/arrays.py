@@ -22,6 +22,7 @@ from distill.models.foreign.source import Source
 
 STRIDE = 32  # to which images are padded, unless teacher.options says `stride`
 PROBE = (96, 128)  # of an image for a file that takes any size
+ALONE = "one channel, of the foreground"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
@@ -143,7 +144,10 @@ class Arrays(nn.Module):
         if answer.ndim == 3:
             return answer.unsqueeze(1)
         if answer.ndim != 4:
-            raise ConfigError(f"teacher.checkpoint: gives an output of the shape {list(answer.shape)}; expected a map")
+            raise ConfigError(
+                f"teacher.checkpoint: gives an output of the shape {list(answer.shape)}, as a classifier does; "
+                f"expected a map [images, classes, height, width]"
+            )
         first, last = answer.shape[1], answer.shape[3]
         at_the_end = last < first if self.layout.last else False
         if self.channels and (first == self.channels) != (last == self.channels):
@@ -190,11 +194,18 @@ def probe(
     except Exception as error:  # torch's
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"teacher.checkpoint: {name}: fails on an image of {size[0]}×{size[1]}: {reason}") from error
+    across, down = size[1] / answer.shape[3], size[0] / answer.shape[2]
+    if not 0.5 < across / down < 2 or max(across, down) < 0.25:  # a map's cells are about square
+        raise ConfigError(
+            f"teacher.checkpoint: {name}: gives an output of {list(answer.shape)} for an image of {size[0]}×{size[1]}, "
+            f"which is no map of it; is it a detector? Expected [images, classes, height, width]"
+        )
     kind: Kind = find_kind(answer) if config.output == "auto" else config.output
     if kind == "labels" and answer.shape[1] != 1:
         raise ConfigError(f"teacher.checkpoint: {name}: gives {answer.shape[1]} channels, which are no labels")
     outputs = classes if kind == "labels" else max(2, answer.shape[1])
-    return Probed(model, layout, outputs, kind, [str(layout)])
+    alone = [ALONE] if answer.shape[1] == 1 and kind != "labels" else []
+    return Probed(model, layout, outputs, kind, [str(layout), *alone])
 
 
 def open_onnx(source: Source, config: TeacherConfig, classes: int, image: Tensor, runner: Runner) -> Found:

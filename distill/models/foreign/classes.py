@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.batch import Outputs
+from distill.batch import SILENT, Outputs
 from distill.errors import ConfigError
 from distill.models.network import Network
 
@@ -167,6 +167,10 @@ class Mapped(Network):
             parts = [logits[:, group].logsumexp(1) if group else None for group in self.map.groups]
             taught = torch.stack([part for part in parts if part is not None], 1).logsumexp(1)
             merged = torch.stack([taught + NEVER if part is None else part for part in parts], 1)
+            # What says nothing of its classes says nothing of these, however many of them go into one.
+            low, high = logits.amin(1, keepdim=True), logits.amax(1, keepdim=True)
+            likeliest = [logits[:, group].amax(1) if group else low[:, 0] for group in self.map.groups]
+            merged = torch.where(high - low > SILENT, merged, torch.stack(likeliest, 1))
         outputs.logits = merged
         return outputs
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from distill.errors import ConfigError
 
 Kind = Literal["logits", "probabilities", "scores", "sigmoid", "labels"]
+CLAIMED = 0.5  # sum of the scores, from which on a pixel is claimed at all; a query's mask begins at one half, too
+WHISPER = 5e-7  # times logits of at most 14 nats, which is less than `SILENT`
 LEAST = 1e-6  # of a probability: a teacher that says 0 would make every loss infinite
 ROUNDING = 2e-3  # by which probabilities in half precision miss 0, 1 and their sum
 
@@ -19,9 +21,10 @@ def log_probabilities(answer: Tensor, kind: Kind, classes: int, smoothing: float
 
     - `logits`: as they are. One channel z is that of a sigmoid and becomes the two logits 0 and z, background first.
     - `probabilities`: log p, at least log 1e-6. One channel p is that of the second of two classes.
-    - `scores`: not negative, of any sum S, such as those of networks of queries: log(s / S), with s at least 1e-6, so
-      that a pixel that no query claims says nothing: all the same. Their softmax would be nearly uniform: with 19
-      classes at most 13 % for the likeliest.
+    - `scores`: not negative, of any sum S, such as those of networks of queries: log(s / S), with s at least 1e-6.
+      Where S is below one half, no query claims the pixel, and what is left of their scores says hardly anything of
+      it: the same in so small numbers that all are the same to losses, which leave it out, while the likeliest stays
+      so. The softmax of scores would be nearly uniform: with 19 classes at most 13 % for the likeliest.
     - `sigmoid`: probabilities of classes that do not exclude each other; of one channel as above, else as `scores`.
     - `labels`: class ids `[N, 1, h, w]`: 1 - smoothing for the label, the rest evenly for the others; a label that is
       no class says nothing: all the same.
@@ -40,10 +43,12 @@ def log_probabilities(answer: Tensor, kind: Kind, classes: int, smoothing: float
         return torch.cat([torch.zeros_like(z), z], 1)
     if kind == "logits":
         return answer
+    claimed = answer.sum(1, keepdim=True) >= CLAIMED
     answer = answer.clamp(min=LEAST)
     if kind in ("scores", "sigmoid"):
         answer = answer / answer.sum(1, keepdim=True)
-    return answer.log()
+    logits = answer.log()
+    return torch.where(claimed, logits, WHISPER * logits) if kind == "scores" else logits
 
 
 def many_logits(answer: Tensor, kind: Kind) -> Tensor:

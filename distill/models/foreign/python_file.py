@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.config.schema import TeacherConfig
 from distill.errors import ConfigError
-from distill.models.foreign.arrays import STRIDE, Layout, normalized, probe
+from distill.models.foreign.arrays import ALONE, STRIDE, Layout, normalized, probe
 from distill.models.foreign.network import Found
 from distill.models.foreign.source import Source
 from distill.models.own import logits_of
@@ -55,7 +55,7 @@ def open_python(source: Source, config: TeacherConfig, classes: int, image: Tens
         found.kind,
         classes=[str(name) for name in names] if isinstance(names, (list, tuple)) else None,
         stride=config.options.get("stride", STRIDE),
-        notes=[f"the code in {source.path} is run"],
+        notes=[*(note for note in found.notes if note == ALONE), f"the code in {source.path} is run"],
     )
 
 

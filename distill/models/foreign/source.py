@@ -17,7 +17,7 @@ SUFFIXES: dict[str, SourceKind] = {".onnx": "onnx", ".pt2": "exported"}
 RECORD = "foreign.json"  # of a foreign teacher, in a run's folder of its teacher, in place of the weights
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin"]  # neither code nor other pickles
+HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt"]  # neither code nor other pickles
 EXPECTED = (
     "expected a run, a folder of SMP's or transformers' save_pretrained, torchvision/<name>, .onnx, .pt2, or weights "
     f"alone ({', '.join(WEIGHTS)})"

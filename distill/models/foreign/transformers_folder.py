@@ -1,4 +1,4 @@
-"""Teachers in transformers' folders: semantic heads, and networks of queries (MaskFormer, Mask2Former, EoMT)."""
+"""Teachers in transformers' folders: semantic heads, and networks of queries (MaskFormer to OneFormer and EoMT)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from distill.models.foreign.source import Source
 from distill.models.smp_files import read_object
 
 ONE_SIZE = ("beit", "data2vec-vision", "eomt", "eomt_dinov3")  # made for `image_size` alone
-QUERIES = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
+QUERIES = ("mask2former", "maskformer", "oneformer", "eomt", "eomt_dinov3")
+TASK = "the task is semantic"  # what OneFormer is told beside the image
 FINEST = 4  # pixels of a cell of the maps of queries, at most
 
 
@@ -45,15 +46,20 @@ class Queries(nn.Module):
     Args:
         network: transformers' network.
         cell: pixels of a cell of the scores; coarser masks are upsampled to it, before σ.
+        task: tokens that tell it what to do, `[1, n]`, if it wants some.
     """
 
-    def __init__(self, network: nn.Module, cell: int = FINEST):
+    task: Tensor | None
+
+    def __init__(self, network: nn.Module, cell: int = FINEST, task: Tensor | None = None):
         super().__init__()
         self.network, self.cell = network, cell
+        self.register_buffer("task", task)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores, float32 `[N, K, h, w]`."""
-        outputs = self.network(pixel_values=x)
+        more = {} if self.task is None else {"task_inputs": self.task.expand(len(x), -1)}
+        outputs = self.network(pixel_values=x, **more)
         with torch.autocast(x.device.type, enabled=False):
             classes = outputs.class_queries_logits.float().softmax(-1)[..., :-1]
             masks = outputs.masks_queries_logits.float()
@@ -79,17 +85,20 @@ def open_transformers(source: Source) -> Found:
             f"pip install 'distill[transformers]'"
         ) from None
     queries = model_type in QUERIES
-    auto = transformers.AutoModelForUniversalSegmentation if queries else transformers.AutoModelForSemanticSegmentation
-    if queries and model_type == "maskformer":
+    auto: Any = transformers.AutoModelForSemanticSegmentation
+    if queries:
+        auto = transformers.AutoModelForUniversalSegmentation
+    if model_type == "maskformer":
         auto = transformers.MaskFormerForInstanceSegmentation  # its only class
-    network = _loaded(auto, source)
+    task = _task(source, config) if model_type == "oneformer" else None
+    network = _loaded(auto, source, {} if task is None else {"is_training": False})  # else it wants texts, too
     labels = [str(network.config.id2label[i]) for i in sorted(network.config.id2label)]
     named = labels != [f"LABEL_{i}" for i in range(len(labels))]
     mean, std, bgr = _processor(source.path)
     single = not queries and len(labels) == 1  # a head trained with binary cross-entropy
     kind: Kind = "scores" if queries else "logits"
     return Found(
-        Queries(network) if queries else Semantic(network),
+        Queries(network, task=task) if queries else Semantic(network),
         f"transformers {architecture}",
         2 if single else len(labels),
         kind,
@@ -106,7 +115,7 @@ def _segmenter(source: Source, config: dict[str, Any]) -> tuple[str, str]:
     """Architecture and model type, once it is sure that it is a segmentation network of a kind that is known here."""
     architectures, model_type = config.get("architectures"), str(config.get("model_type"))
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else model_type
-    expected = "expected ...ForSemanticSegmentation, or MaskFormer, Mask2Former or EoMT"
+    expected = "expected ...ForSemanticSegmentation, or MaskFormer, Mask2Former, OneFormer or EoMT"
     if not architecture.endswith("Segmentation"):
         what = "a detector" if "ObjectDetection" in architecture else "no segmentation network"
         raise ConfigError(f"teacher.checkpoint: {source.name} is {what} ({architecture}); {expected}")
@@ -116,11 +125,28 @@ def _segmenter(source: Source, config: dict[str, Any]) -> tuple[str, str]:
     return architecture, model_type
 
 
-def _loaded(auto: Any, source: Source) -> Any:
+def _task(source: Source, config: dict[str, Any]) -> Tensor:
+    """The tokens that tell OneFormer to segment by classes, `[1, n]`, as its own processor makes them."""
+    import transformers
+
+    length = config.get("task_seq_len", 77)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.path), local_files_only=True)
+        tokens = tokenizer([TASK], padding="max_length", max_length=length, truncation=True)
+    except Exception as error:  # transformers', tokenizers'
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"teacher.checkpoint: {source.name} is a OneFormer, which is told its task in words, and its tokenizer "
+            f"cannot be loaded ({reason}); put its tokenizer.json, or vocab.json and merges.txt, into the folder"
+        ) from error
+    return torch.tensor(tokens["input_ids"]) * torch.tensor(tokens["attention_mask"])
+
+
+def _loaded(auto: Any, source: Source, more: dict[str, Any]) -> Any:
     """The network, float32, every weight from the folder; nothing is downloaded and no code of the folder is run."""
     import transformers
 
-    arguments = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
+    arguments = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, **more}
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
