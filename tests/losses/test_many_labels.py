@@ -151,7 +151,6 @@ def test_one_class_is_the_sigmoid_of_two_classes():
         ({"ifvd__weight": 1}, r"ifvd\.weight: this loss relates"),
         ({"cirkd__weight": 1}, r"cirkd\.weight: this loss relates"),
         ({"kd__standardize": True}, r"kd\.standardize: of two logits, without and with a class, it leaves 1 and -1"),
-    
     ],
 )
 def test_losses_that_relate_classes_are_refused_by_name(tmp_path, settings, words):
