@@ -19,8 +19,8 @@ from distill.evaluation.detailed import assess, plain, worst_strip
 WHITE = {"uint8": 255, "uint16": 40_000, "float32": 3.0}
 KINDS = [
     ("softmax", ImageKind(6, "uint16"), None, "logits"),
-    ("multilabel", ImageKind(1, "uint8"), None, "logits"),
     ("sigmoid", ImageKind(4, "float32"), [2, 0], "none"),
+    ("multilabel", ImageKind(3, "uint8"), None, "logits"),
 ]
 REST = [
     (head, ImageKind(channels, dtype), None, "confidence")
