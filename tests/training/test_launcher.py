@@ -65,7 +65,8 @@ def test_a_process_does_not_outlive_a_launcher_that_is_killed_at_once(tmp_path, 
         launcher = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         found: list[int] = []
-        until(lambda: found.extend(trainers(launcher.pid)) or found, 60)  # asked again, it may just be between two names
+        # Asked once: the next moment it may be between two names.
+        until(lambda: found.extend(trainers(launcher.pid)) or found, 60)
         child = found[0]
         time.sleep(seconds)
     finally:
