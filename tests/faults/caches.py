@@ -104,7 +104,10 @@ WAYS: dict[str, Way] = {
     "another precision": Way(no_fault, "(precision ", refused=True, settings={"mixed_precision": "bf16"}),
     "kept otherwise": Way(no_fault, '(dtype "int8" there', refused=True, settings={"teacher.cache.dtype": "float16"}),
     "another class list": Way(
-        no_fault, "was trained for the classes", refused=True, settings={"data.classes": [*scene.CLASSES[::-1]]}
+        no_fault,
+        "holds the answers of another teacher (groups",
+        refused=True,
+        settings={"data.classes": [*scene.CLASSES[::-1]]},
     ),
     "another format": Way(another_version, "was written in another format (version ", refused=True),
     "another pixel of an image": Way(
