@@ -76,8 +76,8 @@ def read_hugging_face(config: DataConfig, root: Path) -> HuggingFace:
         train = next(iter(splits.values()))
     if train is None:
         raise ConfigError(f"{root}: has the splits {', '.join(splits)}, and none of them is called train")
-    val = None if config.val_fraction else next((splits[name] for name in VAL if name in splits), None)
-    if val is None and not config.val_fraction:
+    val = None if config.val_from_train else next((splits[name] for name in VAL if name in splits), None)
+    if val is None and not config.val_from_train:
         raise ConfigError(
             f"data.val_fraction: {root} has no split called {', '.join(VAL[:-1])} or {VAL[-1]}; set the share to set "
             f"aside, e.g. 0.1"

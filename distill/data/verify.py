@@ -129,13 +129,11 @@ def check_labels(pixels: Sequence[int], splits: Splits, config: DataConfig) -> N
     if config.format == "synthetic" or not found:
         return
     cause = "are data.classes all the classes, in the order of their ids"
-    of_two = len(splits.classes) == 2 and not pixels[1]  # a rare foreground of 255 is a small share of void
-    if void > config.max_void_share or (void and of_two):
-        fix = (
-            f"set data.labels '{{{splits.void[0]}: {splits.classes[-1]}}}'"
-            if len(splits.void) == 1
-            else "set data.labels"
-        )
+    # A rare foreground of 255 is a small share of void.
+    rare = bool(missing) if splits.multilabel else len(splits.classes) == 2 and not pixels[1]
+    if void > config.max_void_share or (void and rare):
+        meant = "foreground" if splits.multilabel else splits.classes[-1]
+        fix = f"set data.labels '{{{splits.void[0]}: {meant}}}'" if len(splits.void) == 1 else "set data.labels"
         cause = f"does the label {_listed(splits.void)} mean a class, as in masks of 0 and 255 ({fix})"
     raise ConfigError(f"data.classes: {' and '.join(found)}; {cause}? If it is meant: {' and '.join(cures)}")
 

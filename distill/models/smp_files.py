@@ -14,14 +14,7 @@ from distill.errors import ConfigError
 
 INPUT = "input.json"  # ours, of networks that take other images than RGB of 8 bits
 HEAD = "head.json"  # ours, of networks whose classes do not exclude each other
-FILES = (
-    "config.json",
-    "model.safetensors",
-    "id2label.json",
-    "albumentations_config_eval.json",
-    INPUT,
-    HEAD,
-)  # all read
+FILES = ("config.json", "model.safetensors", "id2label.json", "albumentations_config_eval.json", INPUT, HEAD)
 MAX_BYTES = 1_000_000
 MAX_NUMBER = 100_000  # above the channels, blocks and sizes of any known network
 FETCHING = ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")  # timm's

@@ -103,7 +103,6 @@ def about(network: Network, palette: Palette) -> dict[str, Any]:
     """What a file says of itself: classes, colors, and what it does to an image."""
     return {
         "classes": network.classes,
-        **({"multilabel": True} if network.multilabel else {}),
         "palette": [list(color) for color in palette],
         "void": VOID,
         "image": {"channels": network.image.channels, "dtype": network.image.dtype, "taken": network.bands},

@@ -170,7 +170,8 @@ def work(loop: Loop, wanted: Search, studies: Sequence[Study], done: Collection[
             return None if number is None else (number, studies[0].settings(number))
 
     def watch(step: int, score: float) -> None:
-        if from_main(accelerator, lambda: studies[0].is_poor(number, step, score)):
+        poor = from_main(accelerator, lambda: studies[0].is_poor(number, step, score))
+        if poor and step < trial_run.config.student.max_train_steps:  # what is done may as well be scored
             raise Pruned
 
     if (proposal := from_main(accelerator, propose)) is None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from distill.data import Dataset, val_batches
 from distill.data.datasets import first
 from distill.errors import ConfigError
-from distill.models.asked import Asked
+from distill.models.asked import Asked, probabilities_of
 from distill.training.context import Run
 from distill.training.distributed import from_main
 
@@ -32,6 +33,7 @@ class Said:
         shares: of the pixels, for which each class is the likeliest.
         entropy: of its distributions, mean over the pixels, as a share of that of the uniform one: 0 to 1.
         spread: the largest standard deviation over the pixels that a class's probability has.
+        multilabel: whether classes do not exclude each other; a share is then that of the pixels that have the class.
     """
 
     images: int
@@ -39,6 +41,7 @@ class Said:
     shares: list[float]
     entropy: float
     spread: float
+    multilabel: bool = False
 
     def __str__(self) -> str:
         order = sorted(range(len(self.shares)), key=lambda i: -self.shares[i])
@@ -53,6 +56,8 @@ class Said:
         top = max(self.shares)
         if self.entropy > UNIFORM:
             return "its distributions are nearly uniform"
+        if self.multilabel:
+            return "nowhere is any class" if top == 0 else None
         if top == 1 or (len(self.shares) > 2 and top > ONE_CLASS):
             return f"nearly all is {self.classes[self.shares.index(top)]!r}"
         return None
@@ -69,17 +74,23 @@ def listen(network: Asked, dataset: Dataset, device: torch.device | str) -> Said
     """
     few, count = first(dataset, IMAGES), len(network.classes)
     votes, sums, squares = torch.zeros(3, count, dtype=torch.float64)
-    entropy, network = 0.0, network.eval()
+    entropy, pixels, network = 0.0, 0, network.eval()
     for _, batch in val_batches(few, 1, 0, 1):
-        p = network(batch.to(device).image).upsampled().float().softmax(1).movedim(1, -1).flatten(0, 2)
-        votes += torch.bincount(p.argmax(1), minlength=count).cpu()
+        logits = network(batch.to(device).image).upsampled().float()
+        p = probabilities_of(logits, network.multilabel).movedim(1, -1).flatten(0, 2)
+        said = p > 0.5 if network.multilabel else F.one_hot(p.argmax(1), count)
+        votes += said.sum(0).cpu()
         sums += p.sum(0, dtype=torch.float64).cpu()
         squares += p.square().sum(0, dtype=torch.float64).cpu()
-        entropy -= float(torch.special.xlogy(p, p).sum(dtype=torch.float64))
-    pixels = votes.sum()
+        of_pixels = torch.special.xlogy(p, p).sum(dtype=torch.float64)
+        if network.multilabel:  # each class is a question of its own
+            of_pixels += torch.special.xlogy(1 - p, 1 - p).sum(dtype=torch.float64)
+        entropy -= float(of_pixels)
+        pixels += len(p)
+    most = count * math.log(2) if network.multilabel else math.log(count)
     spread = float((squares / pixels - (sums / pixels).square()).clamp(min=0).sqrt().max())
     shares = (votes / pixels).tolist()
-    return Said(len(few), list(network.classes), shares, entropy / float(pixels) / math.log(count), spread)
+    return Said(len(few), list(network.classes), shares, entropy / pixels / most, spread, network.multilabel)
 
 
 def check_unscored(run: Run, network: Asked, source: str) -> None:

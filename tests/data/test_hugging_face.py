@@ -83,6 +83,12 @@ def test_what_save_to_disk_writes_is_unpacked_once(tmp_path):
     assert elsewhere.classes == ["a", "b"] and (tmp_path / "there").is_dir()
 
 
+def test_a_part_of_the_only_split_may_be_left_out(tmp_path):
+    saved(tmp_path / "set", table(4))
+    splits = opened(tmp_path / "set", leave_out="photo[12]")
+    assert [name[-1] for name in splits.train.names + splits.val.names] == ["0", "3", "1", "2"]
+
+
 def test_parquet_files_are_read_by_their_names(tmp_path):
     (tmp_path / "data").mkdir()
     for name, count, first in (("train-00000-of-00002", 2, 0), ("train-00001-of-00002", 1, 2), ("test-00000", 1, 3)):

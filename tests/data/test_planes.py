@@ -75,6 +75,14 @@ def test_planes_of_0_and_255_say_so_in_a_setting(tmp_path):
         open_splits(config).train.read(1)
 
 
+def test_planes_of_0_and_255_alone_are_told_their_fix(tmp_path):
+    config = written(tmp_path, "npy")
+    for path in tmp_path.rglob("*.npy"):
+        np.save(path, np.where(np.load(path) == 1, 255, 0).astype(np.uint8))
+    with pytest.raises(ConfigError, match=r"set data\.labels '\{255: foreground\}'"):
+        check_splits(open_splits(config), change(config, check="full", allow_missing_classes=False))
+
+
 def test_images_may_be_resized_and_some_have_no_labels(tmp_path):
     config = change(written(tmp_path), image_size=[12, 16], unlabeled="val/images", crop_size=[12, 12])
     splits = open_splits(config)

@@ -50,6 +50,21 @@ def test_shares_and_entropy_are_those_of_the_closed_form():
     assert said.suspicion is None
 
 
+def test_classes_that_do_not_exclude_each_other_are_judged_one_by_one():
+    """A softmax over them would add up to 1, and be 1 everywhere for a single class."""
+    network = Says([0.9, 0.1], [0.6, 0.8])  # probabilities of each class by itself, whose logits it then gives
+    network.multilabel = True
+    network.forward = lambda image, features=(): Outputs.of(Says.forward(network, image).logits.exp().logit())
+    said = listen(network, images(0, 255), "cpu")
+    assert said.shares == pytest.approx([1, 7 / 15])
+    bits = {p: -p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in (0.9, 0.1, 0.6, 0.8)}
+    assert said.entropy == pytest.approx((8 * (bits[0.9] + bits[0.1]) + 7 * (bits[0.6] + bits[0.8])) / 30, abs=1e-5)
+    assert said.suspicion is None
+    network.classes, network.ends = ["lane"], torch.tensor([[0.1], [0.4]])
+    alone = listen(network, images(0, 255), "cpu")
+    assert alone.suspicion == "nowhere is any class" and alone.spread > CONSTANT
+
+
 def test_what_looks_wrong_is_said():
     assert listen(Says([0.1, 0.8, 0.1], [0.2, 0.7, 0.1]), images(0, 255), "cpu").suspicion == "nearly all is 'road'"
     uniform = listen(Says([0.34, 0.33, 0.33], [0.3, 0.3, 0.4]), images(0, 255), "cpu")
