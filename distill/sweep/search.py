@@ -178,7 +178,13 @@ def work(loop: Loop, wanted: Search, studies: Sequence[Study], done: Collection[
         return None
     number, settings = proposal
     trial = wanted.trial(settings)
-    trial_run = replace(loop.prepare(trial, settings_of_trial(trial, wanted.shared)), on_score=watch)
+    try:
+        config = settings_of_trial(trial, wanted.shared)
+    except ConfigError as error:  # each setting was tried, but not all of them together
+        loop.failures[trial.key] = str(error)
+        on_main(accelerator, lambda: studies[0].tell(number, None))
+        return number
+    trial_run = replace(loop.prepare(trial, config), on_score=watch)
     score, pruned = None, False
     try:
         if loop.train(trial, trial_run):

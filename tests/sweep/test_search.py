@@ -4,7 +4,7 @@ import pytest
 from conftest import TINY, flags
 
 from distill import cli
-from distill.errors import Stopped
+from distill.errors import ConfigError, Stopped
 from distill.sweep import search, search_line
 from distill.sweep.search import Search
 from distill.sweep.study import STARTING, Study
@@ -45,6 +45,15 @@ def test_a_search_goes_on_after_a_stop(finished, tmp_path, capsys):
     other = arguments_of(tmp_path, TEXT.replace("SAMPLES", "3").replace("[1, 2]", "[1, 4]"))
     assert cli.main(["sweep", *other, f"--teacher.checkpoint={finished}"]) == 1
     assert "holds a search for" in capsys.readouterr().err
+
+
+def test_settings_that_do_not_go_together_cost_a_trial_and_not_the_search(finished, tmp_path):
+    text = "search: {samples: 1, settings: {data.val_fraction: [0.2], data.leave_out: [a]}}"
+    config, wanted = search_line([*arguments_of(tmp_path, text), f"--teacher.checkpoint={finished}"])
+    with pytest.raises(ConfigError, match=r"1 trial\(s\) failed, the others are done: .*leave_out"):
+        search(config, wanted)
+    assert states(tmp_path / "search") == ["FAIL"]
+    assert search(config, wanted) == []
 
 
 def test_a_poor_trial_is_given_up_and_good_settings_are_proposed_more_often(tmp_path):
