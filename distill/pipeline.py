@@ -356,6 +356,7 @@ def run_stage(run: Run, stage: Stage, networks: Mapping[str, Network] | None = N
             run.say(f"{folder / RECORD} does not say {', '.join(unknown)}: not compared")
         before = f", made before the change of {', '.join(changes)}" if changes else ""
         run.say(f"{stage.name:8} is already there{before}")
+        forget_states(run, stage)  # a kill may have come before they were all gone
         return True
 
     if not from_main(run.accelerator, is_there):
@@ -433,6 +434,11 @@ def publish_stage(
 
     copied = {} if isinstance(network, models.ForeignNetwork) else network.state_dict()
     publish(run.config.folder / stage.name, write, size_of(copied))
+    forget_states(run, stage)
+
+
+def forget_states(run: Run, stage: Stage) -> None:
+    """Removes the states of a training whose network is published."""
     states = run.config.folder / "training" / stage.name
     shutil.rmtree(states, ignore_errors=True)
     with suppress(OSError):  # not empty yet

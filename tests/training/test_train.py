@@ -9,7 +9,7 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 from trainings import digest, run_of, same_bits, teacher_of
 
-from distill import models
+from distill import models, pipeline
 from distill.config.schema import Config
 from distill.errors import ConfigError, Stopped
 from distill.pipeline import run_stage, settings_of_stage
@@ -256,6 +256,15 @@ def test_what_is_finished_stays_as_it_is_when_a_setting_may_change(tmp_path, cap
     run_stage(run_of(tiny_config(tmp_path, seed=5, allow_change="[seed]")), BASELINE)
     assert "is already there, made before the change of seed" in capsys.readouterr().out
     assert (tmp_path / "baseline" / "stage.json").read_bytes() == before
+
+
+def test_states_that_a_kill_left_of_a_finished_training_are_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(pipeline, "forget_states", lambda run, stage: None)  # it comes before they are removed
+        run_stage(run_of(tiny_config(tmp_path)), BASELINE)
+    assert any((tmp_path / "training" / "baseline").iterdir())
+    run_stage(run_of(tiny_config(tmp_path)), BASELINE)
+    assert not (tmp_path / "training").exists()
 
 
 def test_the_instructions_of_the_processor_are_among_the_facts(tmp_path, monkeypatch):
