@@ -48,6 +48,7 @@ from distill.training.provenance import (
 )
 from distill.training.rank_failures import name_failed_ranks
 from distill.training.stage import BASELINE, INT8, STUDENT, TEACHER, Stage
+from distill.training.state import amx_bf16
 from distill.training.teacher import CachedTeacher, Teacher, check_teacher
 from distill.training.teacher_answers import CACHE, ask, decide, with_cache
 from distill.training.trainer import Trainer
@@ -177,6 +178,8 @@ def opened(
             f"{len(splits.classes)} classes; {accelerator.num_processes} process(es) on {accelerator.device}, "
             f"{torch.get_num_threads()} thread(s), precision {accelerator.mixed_precision}"
         )
+        if run.precision == torch.bfloat16 and accelerator.device.type == "cpu" and amx_bf16() is False:
+            run.say("bf16 is slower than float32 on this processor, which has no AMX: --mixed_precision no is faster")
         if online:
             run.say(f"the teacher is asked at every step: {online}")
         yield run

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ROOT, TINY, flags, start_script, tiny_config
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill import storage
+from distill import pipeline, storage
 from distill.batch import UNLABELED
 from distill.cli import run_here as main
 from distill.config.parse import parse
@@ -41,6 +42,16 @@ def test_the_output_folder_holds_what_was_promised(finished):
     assert not (folder / "training").exists()
     assert "| student" in printed
     assert len(list((folder / "samples").iterdir())) == 3
+
+
+@pytest.mark.parametrize("amx", [True, False, None])
+def test_a_processor_on_which_bf16_is_slow_is_named(tmp_path, capsys, monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if amx is None else {"amx_bf16": amx})
+    try:
+        with pipeline.opened(tiny_config(tmp_path, mixed_precision="bf16"), lambda: False):
+            assert ("--mixed_precision no is faster" in capsys.readouterr().out) is (amx is False)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_results_have_their_keys(finished):

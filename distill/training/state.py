@@ -43,9 +43,16 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": accelerator.device.type,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # ATEN_CPU_CAPABILITY, or the most there is
+        "amx_bf16": amx_bf16(),
         "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL"),
         "mixed_precision": accelerator.mixed_precision,
         "torch": torch.__version__,
         "timm": timm.__version__,
         "accelerate": accelerate.__version__,
     }
+
+
+def amx_bf16() -> bool | None:
+    """Whether the processor has instructions (Intel's AMX) that make bf16 faster than float32; None: not known."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    return capabilities.get("amx_bf16")

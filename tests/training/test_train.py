@@ -274,9 +274,11 @@ def test_the_instructions_of_the_processor_are_among_the_facts(tmp_path, monkeyp
     assert found["onednn_max_cpu_isa"] == "ALL"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not found["amx_bf16"]})
     other = environment(accelerator)
     assert {key: other[key] for key in other if other[key] != found[key]} == {
         "cpu_capability": "DEFAULT",
+        "amx_bf16": not found["amx_bf16"],
         "onednn_max_cpu_isa": "AVX2",
     }
 
