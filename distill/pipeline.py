@@ -19,7 +19,8 @@ from typing import IO, Any
 import torch
 
 from distill import models
-from distill.config.schema import OWN, Config, NetworkConfig, dump
+from distill.config.networks import OWN, NetworkConfig
+from distill.config.schema import Config, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.errors import ConfigError, Stopped
 from distill.models.foreign import weights_of

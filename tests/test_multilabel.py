@@ -11,7 +11,8 @@ from PIL import Image
 
 from distill import evaluate, models, predict
 from distill import load as load_segmenter
-from distill.config.schema import DataConfig, NetworkConfig
+from distill.config.data import DataConfig
+from distill.config.networks import NetworkConfig
 from distill.data import open_splits
 from distill.data.codec import Codec
 from distill.errors import ConfigError

@@ -21,7 +21,6 @@ root, out = sys.argv[1], Path(sys.argv[2])
 CONFIG = distill.load_config(Path(__file__).parents[2] / "configs" / "camvid_cpu.yaml", {"data.root": root})
 SPLITS = distill.open_data(CONFIG.data)
 SHARED = {
-    "mixed_precision": "bf16",
     "data__augmentations": CONFIG.data.augmentations,
     "data__crop_size": [192, 256],
     "cross_entropy__class_weights": CONFIG.cross_entropy.class_weights,
@@ -101,7 +100,7 @@ teachers = {
 }
 found = {"labels alone": {"student": trained("labels_alone", student, 400, 2e-3)[1]}}
 for title, (name, make, learning_rate) in teachers.items():
-    network, score = trained(name, make, 800, learning_rate)
+    network, score = trained(name, make, 500, learning_rate)
     path, settings = out / f"{name}_saved", {}
     if name == "deeplab":
         path = path.with_suffix(".pth")

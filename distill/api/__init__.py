@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import nn
 
-    from distill.config.schema import Config, DataConfig
+    from distill.config.data import DataConfig
+    from distill.config.schema import Config
     from distill.data import Dataset, Splits
     from distill.deployment.onnx_export import OnnxFile
     from distill.deployment.predict import Summary
@@ -302,7 +303,8 @@ def export(
     from dataclasses import replace
 
     from distill import models
-    from distill.config.schema import OWN, ExportConfig, NetworkConfig
+    from distill.config.networks import OWN, NetworkConfig
+    from distill.config.schema import ExportConfig
     from distill.data.datasets import check_classes
     from distill.deployment.onnx_export import export_onnx
     from distill.errors import ConfigError
@@ -331,7 +333,8 @@ def _dataset(
     """A data set, from whatever says which, and the names of its classes; those of the network if it has none."""
     from dataclasses import replace
 
-    from distill.config.schema import Config, DataConfig
+    from distill.config.data import DataConfig
+    from distill.config.schema import Config
     from distill.data import Dataset, Splits, as_dataset, open_splits
     from distill.errors import ConfigError
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from distill.config.networks import OWN
 from distill.config.parse import dotted, load_config
-from distill.config.schema import OWN, Config
+from distill.config.schema import Config
 from distill.data import own_splits
 from distill.errors import ConfigError
 from distill.models.own import name_of

@@ -31,8 +31,10 @@ from torch.profiler import ProfilerActivity, profile
 from distill import models
 from distill.batch import UNLABELED, VOID, Batch, Outputs, Target
 from distill.cli import costs, memory, steps
+from distill.config.data import DataConfig
+from distill.config.networks import NetworkConfig
 from distill.config.parse import parse
-from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
+from distill.config.schema import ExportConfig
 from distill.data import open_splits
 from distill.deployment.latency import benchmark
 from distill.deployment.onnx_export import export_onnx

@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from distill.config.data import DataConfig
 from distill.config.parse import read_flags
-from distill.config.schema import DataConfig
 from distill.data import open_splits
 from distill.data.statistics import channel_statistics
 from distill.data.survey import SplitSurvey, class_table, contact_sheet, survey, twice

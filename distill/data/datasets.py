@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from distill.batch import MAX_CLASSES, UNLABELED, ImageKind
-from distill.config.schema import NAMED_BY_SETTINGS, OWN, DataConfig
+from distill.config.data import NAMED_BY_SETTINGS, DataConfig
+from distill.config.networks import OWN
 from distill.data.arrays import Header
 from distill.data.decoded import Decoded
 from distill.data.images import ROTATED, read_header, read_image, read_window, reads_windows, upright

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data.arrays import first_line
 from distill.data.pairs import PairOfFiles
 from distill.errors import ConfigError, harmless

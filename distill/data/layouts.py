@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import layout_names as names
 from distill.data.hugging_face import read_hugging_face
 from distill.data.images import IMAGE_SUFFIXES

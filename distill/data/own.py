@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from distill.batch import VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data.arrays import DTYPES
 from distill.data.datasets import Dataset, Pair, Splits, check_classes, first
 from distill.errors import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.batch import UNLABELED, VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data.arrays import Header, checked_bytes, open_array
 from distill.data.masks import Coding, Labels, coding, inspect_mask, labels_of, read_mask
 from distill.data.pairs import PairOfFiles, match

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from distill.batch import VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.errors import ConfigError
 
 # Every transform of images and masks but the one that takes code, base classes and those of volumes.

@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 
 from distill.batch import VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data.contents import content_hash, contents
 from distill.data.datasets import Dataset, Splits
 from distill.data.loader import View

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from distill import models
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.errors import ConfigError
 from distill.models import Network
 from distill.visualize import default_palette

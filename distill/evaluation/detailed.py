@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.batch import UNLABELED, VOID
+from distill.config.data import NAMED_BY_SETTINGS, DataConfig
 from distill.config.parse import parse as parse_settings
-from distill.config.schema import NAMED_BY_SETTINGS, DataConfig
 from distill.data import Dataset, Splits, open_splits
 from distill.deployment.runtime import Segmenter, open_model
 from distill.deployment.tiles import Tiled, blended

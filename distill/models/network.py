@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.batch import MAX_CLASSES, RGB, ImageKind, Outputs
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.errors import ConfigError
 from distill.models.asked import Asked
 from distill.models.classic import CNN, FCN

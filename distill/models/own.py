@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.batch import RGB, ImageKind, Outputs
-from distill.config.schema import OWN, NetworkConfig
+from distill.config.networks import OWN, NetworkConfig
 from distill.errors import ConfigError
 from distill.models import asked
 from distill.models import network as named

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from distill.config.schema import OWN, Config
+from distill.config.networks import OWN
+from distill.config.schema import Config
 from distill.evaluation.scores import Evaluation
 from distill.losses import TERMS
 from distill.reporting.charts import confusion

@@ -9,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
-from distill.config.schema import NAMED_BY_SETTINGS, Config
+from distill.config.data import NAMED_BY_SETTINGS
+from distill.config.schema import Config
 from distill.deployment.onnx_export import OnnxFile
 from distill.errors import ConfigError, cell, printable
 from distill.losses import TERMS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from distill.config.schema import OWN
+from distill.config.networks import OWN
 from distill.deployment.onnx_export import OnnxFile
 from distill.evaluation.pictures import WIDEST_PANEL, Pictures
 from distill.evaluation.scores import Evaluation

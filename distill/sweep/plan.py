@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.config.data import DataConfig
 from distill.config.parse import read_flags
-from distill.config.schema import Config, DataConfig
+from distill.config.schema import Config
 from distill.errors import ConfigError, say
 from distill.sweep.records import VALIDATION
 from distill.sweep.trials import (

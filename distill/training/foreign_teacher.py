@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.data import Splits
 from distill.deployment.any_onnx import AnyOnnx, AnyOnnxProcess
 from distill.models.foreign import Opened, open_teacher

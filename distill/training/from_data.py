@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, NetworkConfig
+from distill.config.networks import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
+from distill.config.schema import Config
 from distill.data import Splits, channel_statistics
 from distill.data.class_weights import class_weights
 from distill.errors import ConfigError

@@ -12,7 +12,8 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config.schema import ADDED, GONE, OWN, RENAMED, RUNTIME_SETTINGS, Config, flatten
+from distill.config.networks import OWN
+from distill.config.schema import ADDED, GONE, RENAMED, RUNTIME_SETTINGS, Config, flatten
 from distill.errors import ConfigError
 from distill.models.foreign.source import find_source
 from distill.models.smp_files import FILES

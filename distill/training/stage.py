@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from distill.config.schema import Config, NetworkConfig
+from distill.config.networks import NetworkConfig
+from distill.config.schema import Config
 from distill.losses import TERMS
 
 DISTILLATION = tuple(f"{name}." for name, term in TERMS.items() if term.needs_teacher)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from distill.batch import UNLABELED, VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import build_transform, check_splits, open_splits, save_preprocessing, train_batches, val_batches
 from distill.data.sampler import StepSampler
 from distill.data.transforms import resize_labels

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import open_splits
 from distill.errors import ConfigError
 

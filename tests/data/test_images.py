@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from distill.batch import UNLABELED
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import (
     build_transform,
     channel_statistics,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from distill.batch import UNLABELED, VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import check_once, check_splits, open_splits
 from distill.data import layout_names as names
 from distill.errors import ConfigError

@@ -7,7 +7,7 @@ from PIL import Image
 
 from distill.batch import UNLABELED, VOID
 from distill.cli import survey as data_command
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import open_splits, own_splits
 from distill.data.loader import View
 from distill.data.planes import NONE, label_counts

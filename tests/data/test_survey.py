@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from distill.cli import main
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import open_splits
 from distill.data.survey import contact_sheet, perceptual_hash, survey, twice
 from distill.data.synthetic import scene

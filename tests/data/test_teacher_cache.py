@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 from distill.batch import VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import CachedTargets, TeacherCache, build_transform, missing_groups
 from distill.data.codec import Codec
 from distill.data.pixel_positions import MapGeometry, coordinates, interpolation_of, source_positions

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from distill.batch import UNLABELED
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import contents, known_by, open_splits, own_splits, tiff
 from distill.data import datasets as module
 from distill.data.images import read_window

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from distill import models
-from distill.config.schema import DataConfig, ExportConfig, NetworkConfig
+from distill.config.data import DataConfig
+from distill.config.networks import NetworkConfig
+from distill.config.schema import ExportConfig
 from distill.data import Dataset, open_splits
 from distill.deployment import onnx_export
 

@@ -8,7 +8,8 @@ from PIL import Image
 from distill import models
 from distill.batch import ImageKind
 from distill.cli import predict
-from distill.config.schema import ExportConfig, NetworkConfig
+from distill.config.networks import NetworkConfig
+from distill.config.schema import ExportConfig
 from distill.data import Dataset
 from distill.deployment import fp16
 from distill.deployment.int8 import quantize_onnx

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from PIL import Image
 
 from distill import models, visualize
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.deployment import media, predict, runtime
 from distill.deployment.runtime import OnnxModel, OnnxProcess, open_model
 from distill.deployment.sandbox import SandboxError

@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from distill import metrics, models
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.data import Dataset
 from distill.deployment.latency import Size, latencies, sizes
 from distill.deployment.runtime import OnnxModel, OnnxProcess, open_model

@@ -9,7 +9,7 @@ import numpy as np
 from harness import Figure
 
 from distill.batch import VOID
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import build_transform
 from distill.data.transforms import TRANSFORMS
 

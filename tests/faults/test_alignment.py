@@ -3,7 +3,7 @@
 import pytest
 from alignment import ARGUMENTS, GEOMETRIC, LIMIT_PIXELS, REFUSED, alignment, offset
 
-from distill.config.schema import DataConfig
+from distill.config.data import DataConfig
 from distill.data import build_transform
 from distill.errors import ConfigError
 

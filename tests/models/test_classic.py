@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill import models
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.errors import ConfigError
 
 CLASSES = ["a", "b", "c"]

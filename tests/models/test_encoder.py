@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill import models
-from distill.config.schema import Config, NetworkConfig
+from distill.config.networks import NetworkConfig
+from distill.config.schema import Config
 from distill.errors import ConfigError
 from distill.models.network import build, load
 from distill.training.provenance import settings_of_stage

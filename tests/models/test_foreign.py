@@ -11,7 +11,7 @@ import torchvision
 from onnx import TensorProto
 
 from distill.batch import SILENT, Outputs, Target
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.deployment.any_onnx import AnyOnnx, AnyOnnxProcess
 from distill.errors import ConfigError
 from distill.losses.base import speaks

@@ -5,7 +5,7 @@ import torch
 
 from distill import models
 from distill.batch import Outputs
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.errors import ConfigError
 from distill.models.foreign import Mapped, open_teacher
 from distill.models.foreign.classes import match

@@ -7,7 +7,7 @@ import foreign_teachers as tiny
 import pytest
 import torch
 
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.errors import ConfigError
 from distill.models.foreign import ForeignNetwork, Opened, open_teacher
 

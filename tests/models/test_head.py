@@ -8,7 +8,7 @@ from conftest import tiny_config
 
 from distill import models
 from distill.batch import Outputs, Target
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.errors import ConfigError
 from distill.losses import TERMS
 from distill.models.network import class_logits

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from distill import models
 from distill.batch import RGB, ImageKind
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.errors import ConfigError
 
 CLASSES = ["a", "b", "c"]

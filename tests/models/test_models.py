@@ -10,7 +10,7 @@ import torch
 from timm.layers import Conv2dSame
 
 from distill import models
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.data import save_preprocessing
 from distill.deployment.torch_runtime import SmpFolder
 from distill.errors import ConfigError

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_config
 
 from distill import models
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.data.synthetic.shapes import CLASSES
 from distill.errors import ConfigError, Stopped
 from distill.pipeline import distil, fill_cache

@@ -9,7 +9,7 @@ from conftest import tiny_config
 from known_graphs import quick_exports
 from torch import nn
 
-from distill.config.schema import NetworkConfig
+from distill.config.networks import NetworkConfig
 from distill.deployment.runtime import OnnxModel
 from distill.errors import ExportError
 from distill.models.network import build

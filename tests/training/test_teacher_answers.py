@@ -10,8 +10,9 @@ from conftest import TINY, flags, start_script, tiny_config
 
 from distill.batch import Outputs
 from distill.cli import cache
+from distill.config.networks import NetworkConfig
 from distill.config.parse import load_config
-from distill.config.schema import NetworkConfig, flatten
+from distill.config.schema import flatten
 from distill.data import Dataset, Splits
 from distill.errors import ConfigError, Stopped
 from distill.losses import KD

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.batch import RGB, ImageKind
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.errors import ConfigError
 from distill.models.asked import fingerprint
 from distill.models.foreign.arrays import ALONE, OpenRunner, open_onnx

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.errors import ConfigError
 from distill.models.foreign.arrays import DTYPES, STRIDE, Layout, Port, normalized, probe
 from distill.models.foreign.network import Found

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.errors import ConfigError
 from distill.models.foreign.arrays import ALONE, STRIDE, Layout, normalized, probe
 from distill.models.foreign.network import Found

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.batch import ImageKind
-from distill.config.schema import TeacherConfig
+from distill.config.networks import TeacherConfig
 from distill.errors import ConfigError
 from distill.models import network as named
 from distill.models.foreign.network import Found
