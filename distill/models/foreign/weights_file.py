@@ -40,9 +40,10 @@ def read_weights(source: Source) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         # The rest of what torch says is how to read it nevertheless.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
         raise ConfigError(
-            f"teacher.checkpoint: {path} holds more than weights{f' ({named[1]})' if named else ''}, and reading it would "
-            f"run code; save the state_dict alone, best as safetensors, or build the module in a file for teacher.python"
+            f"teacher.checkpoint: {path} holds more than weights{what}, and reading it would run code; save the "
+            f"state_dict alone, best as safetensors, or give the module by teacher.python mine.py:build"
         ) from None
     except Exception as error:  # torch's, safetensors', the system's
         if "TorchScript" in str(error):
