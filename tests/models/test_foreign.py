@@ -286,6 +286,8 @@ def test_a_file_takes_as_many_channels_as_there_are():
         of(Port("x", "float32", (1, 3, None, None)), channels=6)
     with pytest.raises(ConfigError, match=r"takes 4 channels; it gets 3 here"):
         of(Port("x", "float32", (1, 4, None, None)))
+    with pytest.raises(ConfigError, match=r"takes 3 channels; it gets 1 here: leave data\.in_channels out"):
+        of(Port("x", "float32", (1, 3, None, None)), channels=1)
 
 
 def test_a_file_for_two_images_answers_for_any_number(tmp_path):

@@ -94,9 +94,12 @@ class Layout:
         elif shape[1] in (channels, None):
             last = False
         else:
+            takes = shape[3] if shape[3] == 3 else shape[1]
+            fix = "name those that it takes in teacher.channels, such as [0, 1, 2]"
+            if channels < takes:
+                fix = "leave data.in_channels out if the images are of 8 bits, or take another teacher"
             raise ConfigError(
-                f"{name}: its input is {told}, so it takes {shape[3] if shape[3] == 3 else shape[1]} channels; it gets "
-                f"{channels} here: name those that it takes in teacher.channels, such as [0, 1, 2]"
+                f"{name}: its input is {told}, so it takes {takes} channels; it gets {channels} here: {fix}"
             )
         height, width = shape[1:3] if last else shape[2:4]
         if (height is None) != (width is None):
