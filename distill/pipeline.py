@@ -213,7 +213,10 @@ def dry_run(
             known = wanted if wanted.weights_file else replace(wanted, encoder_weights=None)  # not to be downloaded yet
             networks[name] = models.build(known, classes, (own or {}).get(name), image)
         if isinstance(network := networks[name], models.OwnNetwork):
-            network.try_out(config.data.crop_size)
+            try:
+                network.try_out(config.data.crop_size)
+            except ConfigError as error:  # both may be called Sequential
+                raise ConfigError(f"{name}: {error}") from error
     with torch.device("meta"):
         objective = build_objective(config, student := networks["student"], networks["teacher"])
         if config.baseline.enabled or config.teacher.source is None:
