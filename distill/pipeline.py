@@ -30,7 +30,7 @@ from distill.reporting.artifacts import exported, refuse_several_sizes
 from distill.reporting.outputs import finish
 from distill.reporting.results import ExportResults, Results, collect
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
-from distill.training.causes import LOW, likely_cause
+from distill.training.causes import LOW, likely_cause, renumbered
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
@@ -83,6 +83,7 @@ def distil(
         if config.export.enabled:  # not hours later
             on_main(accelerator, lambda: refuse_several_sizes(config.student.arch, run.splits.val))
         held = on_main(accelerator, lambda: claim_output_dir(run))  # noqa: F841  stays open
+        on_main(accelerator, lambda: fetch_encoder(run))
         if "student" in run.own:
             on_main(accelerator, lambda: begin_alike(run))
         networks = {"teacher": load_teacher(run)}
@@ -169,6 +170,9 @@ def opened(
             run.foreign = on_all(accelerator, lambda: open_foreign(run.config.teacher, splits))
             for line in run.foreign.told if run.foreign else ():
                 run.say(line)
+        for other in further(run):  # refused now, not when the baseline is trained
+            if other.foreign is None:
+                named_teacher(other)
         teacher = run.foreign.network if run.foreign else None
         objective = dry_run(run.config, splits.classes, run.own, teacher, splits.image)
         images = run.global_batch_size * config.student.max_train_steps
@@ -213,7 +217,10 @@ def dry_run(
             known = wanted if wanted.weights_file else replace(wanted, encoder_weights=None)  # not to be downloaded yet
             networks[name] = models.build(known, classes, (own or {}).get(name), image)
         if isinstance(network := networks[name], models.OwnNetwork):
-            network.try_out(config.data.crop_size)
+            try:
+                network.try_out(config.data.crop_size)
+            except ConfigError as error:  # both may be called Sequential
+                raise ConfigError(f"{name}: {error}") from error
     with torch.device("meta"):
         objective = build_objective(config, student := networks["student"], networks["teacher"])
         if config.baseline.enabled or config.teacher.source is None:
@@ -241,6 +248,13 @@ def claim_output_dir(run: Run) -> IO[str]:
     if run.checked:
         write_json(folder / CHECKED, run.checked)
     return held
+
+
+def fetch_encoder(run: Run) -> None:
+    """Has the student's pretrained encoder downloaded, or refused, before a teacher is trained for it."""
+    student, there = run.config.student, (run.config.folder / STUDENT.name / RECORD).is_file()
+    if student.encoder_weights and not student.weights_file and "student" not in run.own and not there:
+        models.build(student, run.splits.classes, None, run.splits.image)
 
 
 def begin_alike(run: Run) -> None:
@@ -271,8 +285,11 @@ def load_teacher(run: Run) -> Network:
     run.say(f"teacher  {source}" + (f": mIoU {100 * scores.mean_iou:.2f}" if scores.present else ""))
     images = run.global_batch_size * wanted.max_train_steps
     trial = wanted.source is None and not own and images < len(run.splits.train)
-    foreign = bool(wanted.source or own) and scores.present > 1 and run.splits.image == models.RGB
-    cause = likely_cause(run, network, scores.skill) if foreign and scores.skill < LOW else None
+    foreign = bool(wanted.source or own) and scores.present > 1
+    asked = foreign and scores.skill < LOW and run.splits.image == models.RGB  # which takes a while
+    cause = likely_cause(run, network, scores.skill) if asked else None
+    if foreign and not asked:
+        cause = renumbered(scores, network.classes, wanted.class_names or ())
     try:
         check_teacher(scores, source, cause)
         if not scores.present:
@@ -391,17 +408,28 @@ def together(run: Run, network: Network) -> Ensemble | None:
     if not wanted.is_ensemble:
         return None
     others = []
-    for path in wanted.more:
-        config = replace(run.config, teacher=replace(wanted, checkpoint=path, python=None))
-        foreign = on_all(run.accelerator, partial(open_foreign, config.teacher, run.splits))
-        for line in foreign.told if foreign else ():
+    for other in further(run):
+        for line in other.foreign.told if other.foreign else ():
             run.say(line)
-        others.append(named_teacher(replace(run, config=config, foreign=foreign))[0])
+        others.append(named_teacher(other)[0])
     asked = Ensemble([network, *others], wanted.tta.scales, wanted.tta.flip, wanted.weights)
     scores = run.evaluate({"together": asked}, "teachers together").scores["together"]
     views, score = len(wanted.tta.scales) * (1 + wanted.tta.flip), 100 * scores.mean_iou
     run.say(f"teacher  {1 + len(others)} network(s), {views} view(s) of each image, averaged: mIoU {score:.2f}")
     return asked
+
+
+def further(run: Run) -> Iterator[Run]:
+    """For each further teacher, the run with it as the only one.
+
+    Raises:
+        ConfigError: it is not there, or of other classes.
+    """
+    wanted = run.config.teacher
+    for path in wanted.more:
+        config = replace(run.config, teacher=replace(wanted, checkpoint=path, python=None))
+        foreign = on_all(run.accelerator, partial(open_foreign, config.teacher, run.splits))
+        yield replace(run, config=config, foreign=foreign)
 
 
 def load(run: Run, folder: Path, wanted: NetworkConfig) -> Network:

@@ -175,9 +175,9 @@ def test_a_student_that_cannot_be_exported_keeps_its_report(tmp_path):
         ({"teacher": 3}, "teacher: int is no module"),
         (
             {"classes": ["a", "b", "c"], "data__check": "off"},
-            "knows: gives a tensor .*one channel for each of the classes",
+            "teacher: knows: gives a tensor .*one channel for each of the classes",
         ),
-        ({"student": nn.Linear(3, 2)}, "Linear: fails on two images of 32×48"),
+        ({"student": nn.Linear(3, 2)}, "student: Linear: fails on two images of 32×48"),
         ({"hint": {"weight": 1.0}}, "hint: .*no layer 'encoder.5'"),
         ({"student__arch": "unet"}, "student.arch: 'unet' cannot be set"),
         ({"data__root": "/x"}, "data.root: '/x' cannot be set"),

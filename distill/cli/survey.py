@@ -19,6 +19,7 @@ from distill.config.parse import read_flags
 from distill.data import open_splits
 from distill.data.statistics import channel_statistics
 from distill.data.survey import SplitSurvey, class_table, contact_sheet, survey, twice
+from distill.data.verify import by_class, check_labels
 from distill.errors import ConfigError, say
 
 LISTED = 10  # of a kind
@@ -58,6 +59,11 @@ def run(args: argparse.Namespace, config: DataConfig) -> int:
         for label in ("mean", "std", "low", "high"):
             say(f"  {label:5}" + " ".join(f"{value:.6g}" for value in getattr(statistics, label)))
     say("\n".join(class_table(found, splits.classes)))
+    if splits.labeled and not bad:
+        try:
+            check_labels(by_class(found["train"].pixels, splits), splits, config)
+        except ConfigError as error:
+            say(f"distill train will stop: {error}")
     same, alike = twice(found)
     _listed(f"{len(same)} validation images are files that are learned from, too", [f"{b} = {a}" for a, b in same])
     _listed(

@@ -223,9 +223,32 @@ def _instantiate(cls: type, settings: Any, section: str = "") -> Any:
         raise ConfigError(f"{section}{error}") from None
 
 
+# What jsonargparse says of a value of the wrong type, and what its types are called here.
+_WRONG_TYPE = re.compile(
+    r'Parser key "([\w.]+)": (?:Does not validate .* Subtypes: \[(.*)\] Errors: .*Given|Expected an? (.*)\. Got)'
+    " value: ?(.*)"
+)
+_KINDS = (
+    (r"\blist\[list", "a list of lists such as [[1, 2], [3, 4]]"),
+    (r"\blist\[<?\w*(?:str|dict)|'list'", "a list such as [a, b]"),
+    (r"(?<!list\[)list\[(?:int|float)", "a list such as [1, 2]"),
+    (r"\bdict\b", "a mapping such as {{a: b}}"),
+    (r"Literal\[(.*?)\]", "one of {}"),
+    (r"'int'", "a whole number"),
+    (r"'float'", "a number"),
+    (r"'bool'", "true or false"),
+    (r"'str'", "text"),
+    (r"NoneType", "null"),
+)
+
+
 def _one_line(message: str) -> str:
     """The parser's message on one line, with the nearest known setting if a name was wrong."""
     line = " ".join(message.split())
+    if typed := _WRONG_TYPE.fullmatch(line):
+        name, several, one, value = typed.groups()
+        kinds = [text.format(*found.groups()) for kind, text in _KINDS if (found := re.search(kind, several or one))]
+        return f"{name}: {value or 'nothing'!r} is not {' or '.join(kinds)}" if kinds else line
     wrong = re.search(r"(?:unrecognized arguments: --|not accept option '|Option ')([\w.]+)", line)
     if not wrong:
         return line

@@ -76,7 +76,8 @@ def open_picture(
             fix += ", or set data.in_channels if it is a TIFF of other channels than RGB"
         raise ConfigError(f"{path}: cannot be read as {kinds} ({first_line(error)}); {fix}") from None
     if image.format != "MPO" and pictures > 1:  # MPO: a photo with a smaller twin
-        raise ConfigError(f"{path}: holds {pictures} pictures; store one")
+        how = ", with all channels in each pixel (tifffile.imwrite: planarconfig='contig')"
+        raise ConfigError(f"{path}: holds {pictures} pictures; store one{how if image.format == 'TIFF' else ''}")
     # A TIFF is turned by PIL itself when it is decoded.
     if orientation != 1 and not (rotated and image.format != "TIFF" and orientation in range(2, 9)):
         raise ConfigError(f"{path}: {ROTATED}")

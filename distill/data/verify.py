@@ -84,11 +84,16 @@ def check_splits(
         )
     if not splits.labeled:
         return None
-    # With many labels a pixel, most places have none of most classes: they count beside void, too.
-    rest = pixels["train"][NONE : NONE + splits.multilabel]
-    found = [int(n) for n in (*pixels["train"][: len(splits.classes)], *rest, pixels["train"][VOID])]
+    found = by_class(pixels["train"], splits)
     check_labels(found, splits, config)
     return found
+
+
+def by_class(pixels: np.ndarray, splits: Splits) -> list[int]:
+    """Pixels by class, void last, of those of all labels `[256]`."""
+    # With many labels a pixel, most places have none of most classes: they count beside void, too.
+    rest = pixels[NONE : NONE + splits.multilabel]
+    return [int(n) for n in (*pixels[: len(splits.classes)], *rest, pixels[VOID])]
 
 
 def _augment(splits: Splits, config: DataConfig, smallest: Mapping[str, int]) -> None:

@@ -236,7 +236,8 @@ def _file(folder: Path, item: media.Item, suffix: str) -> Path:
 
 def describe(summary: Summary, classes: Sequence[str], folder: Path) -> str:
     """Counts, speed and, if anything was done, the share of each class, for a person."""
-    lines = [f"{summary.done} masks in {folder}, {summary.done / max(summary.seconds, 1e-9):.1f} images/s"]
+    masks = folder / "masks"
+    lines = [f"{summary.done} masks in {masks}, {summary.done / max(summary.seconds, 1e-9):.1f} images/s"]
     if summary.skipped:
         lines[0] += f", {len(summary.skipped)} skipped"
     if total := summary.seen or int(summary.pixels.sum()):

@@ -183,7 +183,10 @@ class OnnxModel:
         inputs = [f"{i.name} {i.type} {i.shape}" for i in self.session.get_inputs()]
         first = self.session.get_inputs()[0]
         if len(inputs) != 1 or first.type not in TYPES or len(first.shape) != 4 or type(first.shape[3]) is not int:
-            raise ConfigError(f"{path}: its input is {'; '.join(inputs)}, expected raw images, uint8 [N, H, W, 3]")
+            raise ConfigError(
+                f"{path}: its input is {'; '.join(inputs)}, expected raw images, uint8 [N, H, W, 3], as distill's own "
+                f"files take them; a network of another kind can teach: distill train --teacher.checkpoint"
+            )
         self.input, self.size, self.image = first.name, first.shape[1:3], (first.shape[3], TYPES[first.type])
         self.outputs = {o.name: o.type for o in self.session.get_outputs()}
         if self.outputs.get("mask") != "tensor(uint8)":

@@ -35,6 +35,8 @@ except ImportError:  # Windows
 START_SECONDS = 120  # for the imports of the child, on a busy machine
 LONGEST_HEADER = 1 << 20
 THREADS, STACK_BYTES = 64, 2 << 20  # of the child: requests at once, and what each takes (by the system's count)
+# Ctrl-C and SIGTERM, which Slurm and `timeout` send to all processes, are the parent's affair, which ends the child.
+DEAF = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]; "
 OUT_OF_MEMORY = re.compile(r"bad_?alloc|allocate|MemoryError|[Ii]nsufficient memory|[Oo]ut of memory")
 
 Message = tuple[dict[str, Any], np.ndarray | None]
@@ -60,7 +62,7 @@ class Sandbox:
         self.base = self.requested = self.most_requested = 0
         self.stopped = ""
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]
+        command = [sys.executable, "-c", f"{DEAF}import sys; sys.path[:] = {sys.path!r}; {code}"]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=1 << 16
         )
@@ -137,7 +139,6 @@ class Sandbox:
 
 def serve(answer: Callable[[dict[str, Any], np.ndarray | None], Message]) -> None:
     """In the child: answers requests until the parent is gone, each in a thread of its own. Does not return."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     answers, lock = os.fdopen(os.dup(1), "wb"), threading.Lock()
     os.dup2(2, 1)  # what libraries print must not come between
 

@@ -89,10 +89,11 @@ def likely_cause(run: Run, network: Asked, skill: float) -> Repair | None:
         ways[name + (" and BGR" if swapped else "")] = Otherwise(network, normalization, swapped)
     few = replace(run, splits=replace(run.splits, val=first(run.splits.val, IMAGES)), remembered={})
     found: list[Repair] = []
+    called = run.config.teacher.class_names or ()
     for name, scores in few.evaluate(ways, "looking for the cause").scores.items():
         changed = (_told(name),) if name != AS_IT_IS else ()
         repairs = [Repair(scores.skill, changed)] if changed else []
-        repairs += [Repair(s, (*changed, told)) for s, told in of_classes(scores, network.classes)]
+        repairs += [Repair(s, (*changed, told)) for s, told in of_classes(scores, network.classes, called)]
         found += repairs
     # Of repairs that are nearly as good as the best, the one that changes least.
     best = max(repair.skill for repair in found)
@@ -100,6 +101,19 @@ def likely_cause(run: Run, network: Asked, skill: float) -> Repair | None:
     if simplest is None or simplest.skill <= max(skill, 0) + GAIN:
         return None
     return replace(simplest, changes=(*simplest.changes, *_out_of_reach(run, network, simplest)))
+
+
+def renumbered(scores: Scores, classes: Sequence[str], called: Sequence[str] = ()) -> Repair | None:
+    """What its confusion matrix alone says of a teacher: other class ids with which it would be far better.
+
+    Args:
+        scores: the teacher's.
+        classes: the data's.
+        called: `teacher.class_names` as they are set.
+    """
+    repairs = [Repair(skill, (told,)) for skill, told in of_classes(scores, classes, called)]
+    best = max(repairs, key=lambda repair: repair.skill, default=None)
+    return best if best and best.skill > max(scores.skill, 0) + GAIN else None
 
 
 def _out_of_reach(run: Run, network: Asked, repair: Repair) -> list[str]:
@@ -112,15 +126,26 @@ def _out_of_reach(run: Run, network: Asked, repair: Repair) -> list[str]:
     return found
 
 
-def of_classes(scores: Scores, classes: Sequence[str]) -> list[tuple[float, str]]:
-    """Skill with the classes renumbered: by one up or down, and in the order that fits the confusion matrix best."""
+def of_classes(scores: Scores, classes: Sequence[str], called: Sequence[str] = ()) -> list[tuple[float, str]]:
+    """Skill with the classes renumbered: by one up or down, and in the order that fits the confusion matrix best.
+
+    Args:
+        scores: the teacher's.
+        classes: the data's.
+        called: `teacher.class_names` as they are set; the data's if they are not.
+    """
     matrix, found = scores.matrix, []
+
+    def instead(names: Sequence[str]) -> str:
+        truly = dict(zip(classes, names, strict=True))
+        return f"(teacher.class_names {_list([truly.get(name, name) for name in called or classes])})"
+
     if matrix.ndim == 3:  # of classes that do not exclude each other it does not say which one is taken for which
         return []
     for shift, word in ((1, "up"), (-1, "down")):
         skill = Scores(torch.roll(matrix, shift, 1)).skill
         names = [classes[(i + shift) % len(classes)] for i in range(len(classes))]
-        found.append((skill, f"its class ids shifted {word} by one (teacher.class_names {_list(names)})"))
+        found.append((skill, f"its class ids shifted {word} by one {instead(names)}"))
     order = best_order(scores)
     if order != list(range(len(classes))):
         moved = torch.zeros_like(matrix)
@@ -128,7 +153,7 @@ def of_classes(scores: Scores, classes: Sequence[str]) -> list[tuple[float, str]
         # The best of so many orders fits chance, too.
         skill = 0.8 * Scores(moved).skill
         names = [classes[i] for i in order]
-        found.append((skill, f"its classes in another order (teacher.class_names {_list(names)})"))
+        found.append((skill, f"its classes in another order {instead(names)}"))
     return found
 
 

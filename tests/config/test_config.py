@@ -259,6 +259,30 @@ def test_what_settings_refuse_is_named_with_its_section(capsys, flag):
     assert refused(capsys, flag).startswith(f"distill: error: {name}: {value} must ")
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--data.classes=road,car", "data.classes: 'road,car' is not a list such as [a, b] or null"),
+        ("--data.classes=[1, 2]", "data.classes: '[1, 2]' is not a list such as [a, b] or null"),
+        ("--data.crop_size=64", "data.crop_size: '64' is not a list such as [a, b]"),
+        ("--teacher.window=512", "teacher.window: '512' is not a list such as [1, 2] or null"),
+        (
+            "--data.mask_colors=[1]",
+            "data.mask_colors: '[1]' is not a list of lists such as [[1, 2], [3, 4]] or one of 'pa",
+        ),
+        ("--data.labels=3", "data.labels: '3' is not a mapping such as {a: b} or null"),
+        ("--data.format=folder", "data.format: 'folder' is not one of 'synthetic', 'camvid', 'folders', "),
+        ("--mixed_precision=fp8", "mixed_precision: 'fp8' is not one of 'no', 'bf16', 'fp16' or null"),
+        ("--seed=a", "seed: 'a' is not a whole number"),
+        ("--seed=", "seed: 'nothing' is not a whole number"),
+        ("--student.learning_rate=fast", "student.learning_rate: 'fast' is not a number"),
+        ("--teacher.cache.enabled=ja", "teacher.cache.enabled: 'ja' is not true or false or null"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_what_it_should_be(capsys, flag, said):
+    assert refused(capsys, flag).startswith(f"distill: error: {said}")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_configs_parse_and_build(path):
     config = parse(["--config", str(path)])

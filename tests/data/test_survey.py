@@ -86,3 +86,15 @@ def test_deep_images_come_with_statistics_and_can_be_seen(capsys):
     assert contact_sheet(splits, 1).dtype == np.uint8
     seen = viewable(splits.train.read(0)[0])
     assert seen.shape == (128, 160, 3) and seen.min() == 0 and seen.max() == 255
+
+
+def test_masks_of_0_and_255_are_told_before_a_training_stops_at_them(scenes, capsys):
+    for path in scenes.glob("*/masks/*.png"):
+        Image.fromarray(np.where(np.asarray(Image.open(path)) > 5, 255, 0).astype(np.uint8)).save(path)
+    settings = ["data", "--data.format=folders", f"--data.root={scenes}", "--data.classes=[rest, lane]"]
+    assert main(settings) == 0
+    said = capsys.readouterr().out
+    assert "distill train will stop: data.classes: no training mask shows 'lane' (id 1)" in said
+    assert "set data.labels '{255: lane}'" in said
+    assert main([*settings, "--data.labels={255: lane}"]) == 0
+    assert "will stop" not in capsys.readouterr().out

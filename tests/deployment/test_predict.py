@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -279,6 +280,13 @@ def test_a_process_that_crashes_is_named(model, photos):
         segmenter.mask(noise())
     with pytest.raises(SandboxError, match="crashed"):
         segmenter.mask(noise())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_ends_the_whole_group_of_processes_is_the_parents_affair(model, number):
+    segmenter = open_model(model)
+    segmenter.process.process.send_signal(number)
+    assert segmenter.mask(noise()).ndim == 2
 
 
 def test_the_process_answers_as_the_file_does(model):

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from functools import partial
 
 import foreign_teachers as tiny
 import numpy as np
@@ -21,7 +22,7 @@ from distill.losses.settings import KDConfig
 from distill.losses.supervised import CrossEntropy
 from distill.models import Network, build
 from distill.models.foreign import ForeignNetwork, Mapped, Opened, open_teacher
-from distill.models.foreign.arrays import Arrays, Layout
+from distill.models.foreign.arrays import Arrays, Layout, Port
 from distill.models.foreign.classes import ClassMap
 from distill.models.foreign.contract import find_kind, log_probabilities
 from distill.models.foreign.tiled import Windows
@@ -160,6 +161,10 @@ def test_what_torchvision_does_not_have_is_named(monkeypatch):
         opened("torchvision/resnet50")
     with pytest.raises(ConfigError, match="weights 'IMAGENET' are none of COCO_WITH_VOC_LABELS_V1"):
         opened("torchvision/lraspp_mobilenet_v3_large:IMAGENET")
+    with pytest.raises(
+        ConfigError, match=r"none of .*; for a file of weights, set teacher\.checkpoint to the file and"
+    ):
+        opened("torchvision/lraspp_mobilenet_v3_large:mine.pth")
 
     def refuse(*_, **__):
         raise OSError("no network")
@@ -208,11 +213,26 @@ class Evil:
 
 def test_a_pickle_that_wants_to_run_code_is_not_read(tmp_path):
     torch.save({"state_dict": Evil()}, tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match=r"reading it would run code.*save the state_dict alone"):
+    with pytest.raises(ConfigError, match=r"weights \(sys\.exit\), and reading it would run code; save the state_dict"):
         opened(tmp_path / "weights.pth", **SMP)
+    torch.save(smp_network(["a", "b"]).model, tmp_path / "whole.pth")
+    with pytest.raises(ConfigError, match=r"holds more than weights \([\w.]+\), and reading it would run code") as told:
+        opened(tmp_path / "whole.pth", **SMP)
+    assert "\x1b" not in str(told.value) and "can still be loaded" not in str(told.value)
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ConfigError, match=r"plain\.pt"):
         opened(tmp_path / "plain.pt", **SMP)
+
+
+def test_torchscript_is_named_with_the_way_to_give_it(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 4, 1)), tmp_path / "model.pt")
+    with pytest.raises(ConfigError, match=r"model\.pt is TorchScript, which is code; give it by teacher\.python"):
+        opened(tmp_path / "model.pt", **SMP)
+
+
+def test_a_teacher_that_is_not_there_is_named_with_its_setting(tmp_path):
+    with pytest.raises(ConfigError, match=r"teacher\.checkpoint: .*nowhere is not there; expected a run, a folder"):
+        opened(tmp_path / "nowhere")
 
 
 # ONNX
@@ -254,6 +274,20 @@ def test_one_channel_of_an_onnx_file_is_a_sigmoids(tmp_path):
     network = opened(path, classes=["paper", "text"]).network
     z = torch.einsum("kc,nchw->nkhw", torch.from_numpy(WEIGHT[:1]), normalized(IMAGE))
     assert torch.allclose(network(IMAGE).logits.softmax(1)[:, 1:], z.sigmoid(), atol=1e-5)
+
+
+def test_a_file_takes_as_many_channels_as_there_are():
+    of = partial(Layout.of, name="teacher.checkpoint: x.onnx")
+    assert of(Port("x", "float32", (1, None, None, 6)), channels=6).last
+    assert not of(Port("x", "float32", (1, 6, None, None)), channels=6).last
+    with pytest.raises(
+        ConfigError, match=r"takes 3 channels; it gets 6 here: name those that it takes in teacher\.chan"
+    ):
+        of(Port("x", "float32", (1, 3, None, None)), channels=6)
+    with pytest.raises(ConfigError, match=r"takes 4 channels; it gets 3 here"):
+        of(Port("x", "float32", (1, 4, None, None)))
+    with pytest.raises(ConfigError, match=r"takes 3 channels; it gets 1 here: leave data\.in_channels out"):
+        of(Port("x", "float32", (1, 3, None, None)), channels=1)
 
 
 def test_a_file_for_two_images_answers_for_any_number(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from distill.errors import ConfigError
 from distill.metrics import Scores
 from distill.pipeline import distil
-from distill.training.causes import best_order, of_classes
+from distill.training.causes import LOW, best_order, of_classes, renumbered
 
 NAMES = ["red", "blue", "yellow", "cyan"]
 COLORS = np.array([[230, 20, 10], [10, 20, 160], [230, 200, 10], [10, 200, 230]])
@@ -100,3 +100,20 @@ def test_noise_has_no_cause():
 def test_the_best_order_is_one_to_one():
     matrix = torch.tensor([[0, 90, 80], [0, 0, 10], [0, 0, 10]])
     assert sorted(best_order(Scores(matrix))) == [0, 1, 2] and best_order(Scores(matrix))[1] == 0
+
+
+def test_classes_in_another_order_are_named_though_some_are_right():
+    """The background is right, so that the skill is far from chance, and nothing is asked again."""
+    matrix = torch.tensor([[900, 0, 0, 5], [0, 0, 95, 0], [0, 95, 0, 0], [5, 0, 0, 95]])
+    scores = Scores(matrix)
+    assert scores.skill > LOW
+    told = str(renumbered(scores, NAMES))
+    assert "its classes in another order (teacher.class_names [red, yellow, blue, cyan])" in told
+    assert renumbered(Scores(torch.eye(4) * 90 + 3), NAMES) is None
+
+
+def test_a_teacher_with_some_classes_in_another_order_is_warned_of(tmp_path, colored, capsys):
+    settings = colored | {"teacher__python": f"{tmp_path / 'mine.py'}:plain"}
+    distil(tiny_config(tmp_path / "run", **settings, teacher__class_names="[red, yellow, blue, cyan]"))
+    said = capsys.readouterr().out
+    assert "warning: teacher" in said and "in another order (teacher.class_names [red, blue, yellow, cyan])" in said

@@ -74,22 +74,33 @@ class Layout:
     batch: int | None
 
     @classmethod
-    def of(cls, port: Port, name: str) -> Layout:
+    def of(cls, port: Port, name: str, channels: int = 3) -> Layout:
         """Of an input.
 
+        Args:
+            port: the input.
+            name: what has it, for messages.
+            channels: of the images.
+
         Raises:
-            ConfigError: it does not take RGB images.
+            ConfigError: it does not take such images.
         """
         shape, dtype = port.shape, port.dtype
         told = f"{port.name} {dtype} [{', '.join('?' if n is None else str(n) for n in shape)}]"
         if len(shape) != 4 or dtype not in DTYPES:
             raise ConfigError(f"{name}: its input is {told}; expected images, uint8, float16 or float32, of four axes")
-        if shape[1] != 3 and shape[3] == 3:
+        if shape[1] != channels and shape[3] == channels:
             last = True
-        elif shape[1] == 3 or shape[1] is None:
+        elif shape[1] in (channels, None):
             last = False
         else:
-            raise ConfigError(f"{name}: its input is {told}, so it takes {shape[1]} channels; images here are RGB")
+            takes = shape[3] if shape[3] == 3 else shape[1]
+            fix = "name those that it takes in teacher.channels, such as [0, 1, 2]"
+            if channels < takes:
+                fix = "leave data.in_channels out if the images are of 8 bits, or take another teacher"
+            raise ConfigError(
+                f"{name}: its input is {told}, so it takes {takes} channels; it gets {channels} here: {fix}"
+            )
         height, width = shape[1:3] if last else shape[2:4]
         if (height is None) != (width is None):
             raise ConfigError(f"{name}: its input is {told}; one side of the image fixed is not read here")
@@ -215,7 +226,7 @@ def open_onnx(source: Source, config: TeacherConfig, classes: int, image: Tensor
         source: the file.
         config: what it does not say itself.
         classes: how many classes are expected, if it does not name them.
-        image: a real one, 0 to 255, `[1, 3, H, W]`.
+        image: a real one, 0 to 255, `[1, C, H, W]`.
         runner: runs the file.
     """
     inputs, outputs = (
@@ -225,11 +236,12 @@ def open_onnx(source: Source, config: TeacherConfig, classes: int, image: Tensor
     if len(inputs) != 1:
         takes = ", ".join(port.name for port in inputs)
         raise ConfigError(f"teacher.checkpoint: {source.name} takes {takes}; expected images alone")
-    layout = Layout.of(inputs[0], f"teacher.checkpoint: {source.name}")
+    channels = image.shape[1]
+    layout = Layout.of(inputs[0], f"teacher.checkpoint: {source.name}", channels)
     output = chosen(outputs)
     names = _names(runner.about["metadata"])
     raw = layout.dtype == torch.uint8  # scaling and normalization are in the file
-    mean, std = ([0.0] * 3, [1 / 255] * 3) if raw else (config.mean, config.std)
+    mean, std = ([0.0] * channels, [1 / 255] * channels) if raw else (config.mean, config.std)
 
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(runner.run(output.name, x.cpu().numpy()))

@@ -31,7 +31,8 @@ def open_exported(source: Source, config: TeacherConfig, classes: int, image: Te
     except Exception as error:  # of many kinds
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"teacher.checkpoint: {source.name} is no exported program ({reason})") from error
-    layout = Layout.of(_input(program, source), f"teacher.checkpoint: {source.name}")
+    channels = image.shape[1]
+    layout = Layout.of(_input(program, source), f"teacher.checkpoint: {source.name}", channels)
     module = program.module()
     device = next((tensor.device for tensor in program.state_dict.values()), torch.device("cpu"))
 
@@ -40,7 +41,7 @@ def open_exported(source: Source, config: TeacherConfig, classes: int, image: Te
         return answer
 
     raw = layout.dtype == torch.uint8
-    mean, std = ([0.0] * 3, [1 / 255] * 3) if raw else (config.mean, config.std)
+    mean, std = ([0.0] * channels, [1 / 255] * channels) if raw else (config.mean, config.std)
     found = probe(run, layout, config, classes, normalized(image, mean, std, config.bgr), source.name)
     return Found(
         found.model,

@@ -66,7 +66,7 @@ def find_source(config: TeacherConfig) -> Source:
         return _folder(name, _fetched(name))
     if path.suffix in known:
         raise ConfigError(f"teacher.checkpoint: {name} is not there")
-    return Source("smp", name, path)
+    raise ConfigError(f"teacher.checkpoint: {name} is not there; {EXPECTED}")
 
 
 def _python(name: str) -> Source:

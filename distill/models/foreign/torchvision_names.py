@@ -39,7 +39,8 @@ def open_torchvision(source: Source) -> Found:
     enum = torchvision.models.get_model_weights(name)
     if wanted and wanted not in enum.__members__:
         raise ConfigError(
-            f"teacher.checkpoint: {source.name}: weights {wanted!r} are none of {', '.join(enum.__members__)}"
+            f"teacher.checkpoint: {source.name}: weights {wanted!r} are none of {', '.join(enum.__members__)}; for a "
+            f"file of weights, set teacher.checkpoint to the file and teacher.arch to {TORCHVISION}{name}"
         )
     weights = enum[wanted] if wanted else enum.DEFAULT
     try:

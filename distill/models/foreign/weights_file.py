@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,11 +38,19 @@ def read_weights(source: Source) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # The rest of what torch says is how to read it nevertheless.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
         raise ConfigError(
-            f"teacher.checkpoint: {path} holds more than weights, and reading it would run code "
-            f"({' '.join(str(error).split())[:120]}); save the state_dict alone, best as safetensors"
+            f"teacher.checkpoint: {path} holds more than weights{what}, and reading it would run code; save the "
+            f"state_dict alone, best as safetensors, or give the module by teacher.python mine.py:build"
         ) from None
     except Exception as error:  # torch's, safetensors', the system's
+        if "TorchScript" in str(error):
+            raise ConfigError(
+                f"teacher.checkpoint: {path} is TorchScript, which is code; give it by teacher.python mine.py:build, a "
+                f"function that returns torch.jit.load({str(path)!r})"
+            ) from None
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"teacher.checkpoint: {path} cannot be read as weights ({reason})") from error
     for key in INSIDE:
