@@ -23,7 +23,7 @@ from distill.config.networks import OWN, NetworkConfig
 from distill.config.schema import Config, dump
 from distill.data import Splits, check_once, open_splits, save_preprocessing
 from distill.errors import ConfigError, Stopped
-from distill.models.foreign import weights_of
+from distill.models.foreign import refuse_missing, weights_of
 from distill.models.network import Network
 from distill.models.smp_files import FILES
 from distill.reporting.artifacts import exported, refuse_several_sizes
@@ -308,6 +308,7 @@ def named_teacher(run: Run) -> tuple[Network, str]:
     """The teacher that the settings name, and where it is from."""
     if run.foreign:
         return run.foreign.network.to(run.accelerator.device), run.foreign.source.name
+    on_main(run.accelerator, lambda: refuse_missing(str(run.config.teacher.checkpoint)))
     source = from_main(run.accelerator, lambda: str(teacher_folder(run.config)))
     return load(run, Path(source), run.config.teacher), source
 

@@ -12,9 +12,11 @@ def nothing_is_trained(folder) -> bool:
     return not any((folder / name).exists() for name in ("training", "teacher", "baseline", "student"))
 
 
-def test_a_further_teacher_that_is_not_there(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere is not there; expected a run"):
-        distil(tiny_config(tmp_path / "run", teacher__more=f"[{tmp_path / 'nowhere'}]"))
+@pytest.mark.parametrize("setting", ["teacher__checkpoint", "teacher__more"])
+def test_a_teacher_that_is_not_there(tmp_path, setting):
+    value = f"[{tmp_path / 'nowhere'}]" if setting == "teacher__more" else tmp_path / "nowhere"
+    with pytest.raises(ConfigError, match=r"teacher\.checkpoint: .*nowhere is not there; expected a run, a folder"):
+        distil(tiny_config(tmp_path / "run", **{setting: value}))
     assert nothing_is_trained(tmp_path / "run")
 
 

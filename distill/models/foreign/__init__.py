@@ -24,7 +24,7 @@ from distill.models.foreign.classes import Mapped, match
 from distill.models.foreign.exported import open_exported
 from distill.models.foreign.network import ForeignNetwork, Found, weights_of
 from distill.models.foreign.python_file import open_python
-from distill.models.foreign.source import RECORD, Source, find_source
+from distill.models.foreign.source import RECORD, Source, find_source, refuse_missing
 from distill.models.foreign.torchvision_names import open_torchvision
 from distill.models.foreign.transformers_folder import open_transformers
 from distill.models.foreign.weights_file import is_torchvision, open_smp_weights, open_torchvision_weights
@@ -32,7 +32,16 @@ from distill.models.image_input import check_bands
 from distill.models.network import Network, load
 from distill.models.smp_files import read_classes
 
-__all__ = ["RECORD", "ForeignNetwork", "Mapped", "Opened", "find_source", "open_teacher", "weights_of"]
+__all__ = [
+    "RECORD",
+    "ForeignNetwork",
+    "Mapped",
+    "Opened",
+    "find_source",
+    "open_teacher",
+    "refuse_missing",
+    "weights_of",
+]
 
 TRIED = (96, 128)  # height and width of the part of an image that a teacher is tried out with, about
 

@@ -95,7 +95,7 @@ class Layout:
             last = False
         else:
             takes = shape[3] if shape[3] == 3 else shape[1]
-            fix = "name those that it takes in teacher.channels, such as [0, 1, 2]"
+            fix = f"name those that it takes in teacher.channels, such as {list(range(takes))}"
             if channels < takes:
                 fix = "leave data.in_channels out if the images are of 8 bits, or take another teacher"
             raise ConfigError(

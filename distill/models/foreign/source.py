@@ -66,7 +66,13 @@ def find_source(config: TeacherConfig) -> Source:
         return _folder(name, _fetched(name))
     if path.suffix in known:
         raise ConfigError(f"teacher.checkpoint: {name} is not there")
-    raise ConfigError(f"teacher.checkpoint: {name} is not there; {EXPECTED}")
+    return Source("smp", name, path)  # of several machines only the first needs to have it
+
+
+def refuse_missing(name: str) -> None:
+    """Raises ConfigError if the folder of a teacher is not there; asked where its files are read."""
+    if not Path(name).is_dir():
+        raise ConfigError(f"teacher.checkpoint: {name} is not there; {EXPECTED}")
 
 
 def _python(name: str) -> Source:
