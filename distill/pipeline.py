@@ -213,14 +213,14 @@ def dry_run(
     for name, wanted in (("teacher", config.teacher), ("student", config.student)):
         if name in networks:
             continue
-        with torch.device("cpu" if wanted.arch == OWN else "meta"):
-            known = wanted if wanted.weights_file else replace(wanted, encoder_weights=None)  # not to be downloaded yet
-            networks[name] = models.build(known, classes, (own or {}).get(name), image)
-        if isinstance(network := networks[name], models.OwnNetwork):
-            try:
+        known = wanted if wanted.weights_file else replace(wanted, encoder_weights=None)  # not to be downloaded yet
+        try:
+            with torch.device("cpu" if wanted.arch == OWN else "meta"):
+                networks[name] = models.build(known, classes, (own or {}).get(name), image)
+            if isinstance(network := networks[name], models.OwnNetwork):
                 network.try_out(config.data.crop_size)
-            except ConfigError as error:  # both may be called Sequential
-                raise ConfigError(f"{name}: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
     with torch.device("meta"):
         objective = build_objective(config, student := networks["student"], networks["teacher"])
         if config.baseline.enabled or config.teacher.source is None:

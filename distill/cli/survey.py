@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, config: DataConfig) -> int:
     if args.sheet:
         Image.fromarray(contact_sheet(splits, args.samples)).save(args.sheet)
         say(f"{args.sheet}: samples")
-    _listed(f"{len(bad)} files cannot be read", bad)
+    _listed(f"{len(bad)} file(s) cannot be used", bad)
     return 1 if bad else 0
 
 

@@ -70,7 +70,7 @@ def test_the_command_says_it_and_draws_samples(scenes, capsys):
     (scenes / "train/images/train1.png").write_text("nothing")
     assert main(["data", *settings]) == 1
     said = capsys.readouterr().out
-    assert "1 files cannot be read:\n  " in said and "train1.png: cannot be read" in said
+    assert "1 file(s) cannot be used:\n  " in said and "train1.png: cannot be read" in said
     assert main(["data", "--data.format=folders", "--data.root=nowhere", "--data.classes=[a, b]"]) == 1
     assert capsys.readouterr().err == "distill: error: data.root: nowhere is not a folder\n"
 

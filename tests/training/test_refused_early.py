@@ -40,3 +40,9 @@ def test_a_students_encoder_that_cannot_be_downloaded(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no route to host"):
         distil(tiny_config(tmp_path / "run", student__encoder_weights="imagenet"))
     assert nothing_is_trained(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_it_is_said_which_network_cannot_be_built(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"^{name}: arch: 'unett' is not one of"):
+        distil(tiny_config(tmp_path / "run", **{f"{name}__arch": "unett"}))
