@@ -29,6 +29,7 @@ from distill.training.trainer import Trainer
 TOLERANCE = 1e-10
 SPLITS_OF_FOUR = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))  # processes and micro-batches of a step of 4 images
 CLASSES = 5
+MANY = {"data__multilabel": True, "teacher__head": "multilabel", "student__head": "multilabel"}
 
 
 def workers(counts: Sequence[int], worlds: Sequence[int], folder: Path) -> Figure:
@@ -48,8 +49,13 @@ def workers(counts: Sequence[int], worlds: Sequence[int], folder: Path) -> Figur
     )
 
 
-def processes(steps: int, splits: Sequence[tuple[int, int]], optimizers: Sequence[str], folder: Path) -> Figure:
-    """The same training in float64 without BatchNorm, its steps split over processes and micro-batches."""
+def processes(
+    steps: int, splits: Sequence[tuple[int, int]], optimizers: Sequence[str], folder: Path, many: bool = False
+) -> Figure:
+    """The same training in float64 without BatchNorm, its steps split over processes and micro-batches.
+
+    With `many`, a pixel has any number of the classes.
+    """
     worst, failures = 0.0, []
     for optimizer in optimizers:
         whole: torch.Tensor | None = None
@@ -57,7 +63,7 @@ def processes(steps: int, splits: Sequence[tuple[int, int]], optimizers: Sequenc
             name = f"{optimizer}-{world}-{micro}"
             run(
                 _double_rank,
-                (folder / name, 4 // world // micro, micro, steps, optimizer),
+                (folder / name, 4 // world // micro, micro, steps, optimizer, many),
                 world,
                 folder / f"{name}.log",
             )
@@ -77,9 +83,10 @@ def processes(steps: int, splits: Sequence[tuple[int, int]], optimizers: Sequenc
     )
 
 
-def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optimizer: str) -> None:
+def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optimizer: str, many: bool) -> None:
     config = tiny_config(
         folder,
+        **(MANY if many else {}),
         student__max_train_steps=steps,
         student__options={
             "decoder_pyramid_channels": 16,
@@ -99,8 +106,8 @@ def _double_rank(folder: Path, batch: int, micro_batches: int, steps: int, optim
     build = models.build
     distill.training.trainer.build = lambda *arguments: _in_double(build(*arguments))  # type: ignore[assignment]
     accelerator = start(config)
-    data = Dataset([str(i) for i in range(12)], _uneven, [()] * 12, lambda _: None)
-    splits = Splits(data, data, [str(i) for i in range(CLASSES)], [(0, 0, 0)] * CLASSES)
+    data = Dataset([str(i) for i in range(12)], _uneven_planes if many else _uneven, [()] * 12, lambda _: None)
+    splits = Splits(data, data, [str(i) for i in range(CLASSES)], [(0, 0, 0)] * CLASSES, multilabel=many)
     torch.manual_seed(7)
     teacher = Teacher(_in_double(build(config.teacher, splits.classes)))
     network = Trainer(distill.training.context.Run(config, accelerator, splits), STUDENT, {}, teacher).train()
@@ -153,6 +160,15 @@ def _uneven(index: int) -> tuple[np.ndarray, np.ndarray]:
     if index == 4:
         mask[:] = VOID
     return rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), mask
+
+
+def _uneven_planes(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same with a plane for each class, which are void in different places."""
+    image, mask = _uneven(index)
+    planes = np.stack([mask % (c + 2) == 0 for c in range(CLASSES)]).astype(np.uint8)
+    for c, plane in enumerate(planes):
+        plane[np.roll(mask, c, axis=0) == VOID] = VOID
+    return image, planes
 
 
 def _in_double(network: models.Network) -> models.Network:

@@ -24,6 +24,11 @@ def test_processes_and_micro_batches_do_not_change_the_answer(tmp_path):
     assert figure.ok, figure.failures
 
 
+def test_processes_do_not_change_the_answer_for_classes_that_do_not_exclude_each_other(tmp_path):
+    figure = processes(3, ((1, 1), (2, 1)), ("sgd",), tmp_path, many=True)
+    assert figure.ok, figure.failures
+
+
 def test_what_is_scored_is_what_is_kept(tmp_path):
     """Processes see other images, so their moving averages hold other statistics."""
     run(average_rank, (tmp_path,), 2, tmp_path / "log")

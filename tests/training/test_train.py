@@ -85,7 +85,10 @@ ALL_OF_THEM = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, ALL_OF_THEM], ids=["plain", "all"])
+MANY = {"data__multilabel": True, "teacher__head": "multilabel", "student__head": "multilabel", "dice__weight": 0.5}
+
+
+@pytest.mark.parametrize("settings", [{}, ALL_OF_THEM, MANY], ids=["plain", "all", "many"])
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path, settings):
     same_bits(tmp_path, settings)
 
