@@ -30,7 +30,7 @@ from distill.reporting.artifacts import exported, refuse_several_sizes
 from distill.reporting.outputs import finish
 from distill.reporting.results import ExportResults, Results, collect
 from distill.storage import lock, publish, sha256, size_of, write_json, write_text
-from distill.training.causes import LOW, likely_cause, renumbered
+from distill.training.causes import LOW, MIDDLING, likely_cause, renumbered
 from distill.training.checkpoint import Checkpoints, remove_leftovers
 from distill.training.context import Run
 from distill.training.distributed import from_main, on_all, on_main, started
@@ -286,7 +286,8 @@ def load_teacher(run: Run) -> Network:
     images = run.global_batch_size * wanted.max_train_steps
     trial = wanted.source is None and not own and images < len(run.splits.train)
     foreign = bool(wanted.source or own) and scores.present > 1
-    asked = foreign and scores.skill < LOW and run.splits.image == models.RGB  # which takes a while
+    low = MIDDLING if run.foreign or own else LOW  # looking for a cause takes a while
+    asked = foreign and scores.skill < low and run.splits.image == models.RGB
     cause = likely_cause(run, network, scores.skill) if asked else None
     if foreign and not asked:
         cause = renumbered(scores, network.classes, wanted.class_names or ())

@@ -20,7 +20,7 @@ from distill.metrics import Scores
 from distill.models.asked import Asked
 from distill.training.context import Run
 
-LOW = 0.2  # skill below which the causes are looked for
+LOW, MIDDLING = 0.2, 0.5  # skill below which the causes are looked for: of networks made here, and of foreign ones
 GAIN = 0.1  # of skill, below which nothing counts as a repair
 IMAGES = 16
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -31,6 +31,14 @@ def unscaled():
     return Nearest(255 * COLORS, [0, 1, 2, 3])
 def swapped():
     return Nearest(COLORS.flip(1), [0, 1, 2, 3])
+class Partly(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = swapped(), Nearest(torch.cat([COLORS, COLORS.flip(1)]), list(range(8)))
+    def forward(self, x):
+        part, either = x.shape[3] // 3, self.right(x)
+        right = torch.maximum(either[:, :4], either[:, 4:])
+        return torch.cat([self.left(x)[..., :part], right[..., part:]], 3)
 def shifted():
     return Nearest(COLORS, [1, 2, 3, 0])
 def shuffled():
@@ -117,3 +125,11 @@ def test_a_teacher_with_some_classes_in_another_order_is_warned_of(tmp_path, col
     distil(tiny_config(tmp_path / "run", **settings, teacher__class_names="[red, yellow, blue, cyan]"))
     said = capsys.readouterr().out
     assert "warning: teacher" in said and "in another order (teacher.class_names [red, blue, yellow, cyan])" in said
+
+
+def test_a_teacher_that_takes_bgr_and_is_not_near_chance_is_warned_of(tmp_path, colored, capsys):
+    """Whatever the order of the channels, it is right on two thirds of each picture."""
+    settings = colored | {"teacher__python": f"{tmp_path / 'mine.py'}:Partly"}
+    skill = distil(tiny_config(tmp_path / "run", **settings)).teacher.mean_iou
+    assert 0.3 < skill < 0.5
+    assert "its channels as BGR (teacher.bgr true), and 0." in capsys.readouterr().out
