@@ -98,9 +98,9 @@ teachers = {
     "torchvision DeepLabV3": ("deeplab", deeplab, 2e-3),
     "SMP FPN": ("fpn", lambda: fpn("resnet18"), 1e-3),
 }
-found = {"labels alone": {"student": trained("labels_alone", student, 300, 2e-3)[1]}}
+found = {"labels alone": {"student": trained("labels_alone", student, 200, 2e-3)[1]}}
 for title, (name, make, learning_rate) in teachers.items():
-    network, score = trained(name, make, 400, learning_rate)
+    network, score = trained(name, make, 250, learning_rate)
     path, settings = out / f"{name}_saved", {}
     if name == "deeplab":
         path = path.with_suffix(".pth")
@@ -109,7 +109,7 @@ for title, (name, make, learning_rate) in teachers.items():
     else:
         network.save_pretrained(path)
     torch.manual_seed(0)
-    taught = train(f"student_of_{name}", student(), 300, 2e-3, path, kd__weight=1, **settings)
+    taught = train(f"student_of_{name}", student(), 200, 2e-3, path, kd__weight=1, **settings)
     found[title] = {
         "params": sum(weight.numel() for weight in network.parameters()),
         "its own library, trained": score,
