@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from conftest import TINY, flags, tiny_config
+from conftest import ROOT, TINY, flags, tiny_config
 
 from distill.batch import Batch
 from distill.cli import benchmark, costs, memory
@@ -149,6 +149,25 @@ def test_a_process_that_fails_ends_the_measurement(tmp_path, capsys, monkeypatch
     code = 1  # it has said itself what was wrong
     with pytest.raises(SystemExit, match="1"):
         benchmark(["memory"])
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "multilabel"])
+def test_steps_of_other_heads_are_measured_too(tmp_path, head):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    few = TINY | {"data.synthetic_val": 2, "mixed_precision": "no", "teacher.head": head, "student.head": head}
+    data = {"data.labels": "{house: house, '*': rest}"} if head == "sigmoid" else {"data.multilabel": True}
+    few = {k: v for k, v in (few | data).items() if not k.endswith("max_train_steps") and k != "logging_steps"}
+    script.main(["step", "--repeat", "1", "--output", str(tmp_path / "found.json"), *flags(few)])
+    assert len(json.loads((tmp_path / "found.json").read_text())["seconds"]) == 5
+
+
+def test_what_cannot_be_measured_with_many_labels_is_named(capsys, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    many = ["--data.multilabel=true", "--teacher.head=multilabel", "--student.head=multilabel"]
+    assert benchmark(["step", "--classes", "7", *many, "--data.synthetic_train=2", "--data.synthetic_val=1"]) == 1
+    assert "distill: error: --classes: with data.multilabel" in capsys.readouterr().err
+    assert benchmark(["terms", "--config", str(ROOT / "configs" / "multilabel.yaml")]) == 1
+    assert "distill: error: data.multilabel: terms are measured with one class" in capsys.readouterr().err
 
 
 def test_bad_settings_are_named_in_a_line(capsys):

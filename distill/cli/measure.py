@@ -38,7 +38,7 @@ from distill.config.schema import ExportConfig
 from distill.data import open_splits
 from distill.deployment.latency import benchmark
 from distill.deployment.onnx_export import export_onnx
-from distill.errors import ExportError
+from distill.errors import ConfigError, ExportError
 from distill.losses import TERMS
 from distill.losses.chunked import fused
 from distill.losses.pixel import KD
@@ -163,6 +163,8 @@ def terms(args: argparse.Namespace) -> None:
     device, classes = torch.device(args.device), [str(i) for i in range(args.shape[1])]
     own = ["--config", args.config] if args.config else []
     config = parse(own)
+    if config.data.multilabel:
+        raise ConfigError("data.multilabel: terms are measured with one class a pixel; give another --config")
     torch.manual_seed(0)
     image = torch.randint(0, 256, (args.shape[0], 3, *args.shape[2:]), device=device).byte()
     mask = torch.randint(0, args.shape[1], (args.shape[0], *args.shape[2:]), device=device).byte()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from distill import models
 from distill.batch import UNLABELED, VOID, Batch
@@ -28,6 +30,7 @@ from distill.cli.torchdistill_step import torchdistill_step
 from distill.config.parse import read_flags
 from distill.config.schema import Config
 from distill.data import CachedTargets, Dataset, val_batches
+from distill.errors import ConfigError
 from distill.pipeline import opened
 from distill.storage import write_json
 from distill.training.context import Run
@@ -66,7 +69,10 @@ def run_of(flags: list[str]) -> Iterator[Run]:
 
 
 def plain_step(config: Config, classes: list[str], batch: Batch) -> Step:
-    """The loop as it is usually written: float32, full-size logits, KL by `kl_div`."""
+    """The loop as it is usually written: float32, full-size logits, KL by `kl_div`.
+
+    Where a pixel has any number of classes, both terms are binary cross-entropies of each class.
+    """
     torch.manual_seed(config.seed)
     teacher, student = (models.build(n, classes).model for n in (config.teacher, config.student))
     teacher, student = teacher.to(batch.image.device).eval(), student.to(batch.image.device).train()
@@ -75,16 +81,24 @@ def plain_step(config: Config, classes: list[str], batch: Batch) -> Step:
         255 * torch.tensor(x, device=batch.image.device).view(1, 3, 1, 1)
         for x in (config.student.mean, config.student.std)
     )
-    labels = torch.where(batch.mask < UNLABELED, batch.mask.long(), -100)
-    valid, temperature = batch.mask != VOID, config.kd.temperature
+    many, temperature = config.data.multilabel, config.kd.temperature
+    labels = batch.mask.float() if many else torch.where(batch.mask < UNLABELED, batch.mask.long(), -100)
+    known, valid = batch.mask < UNLABELED, batch.mask != VOID
+    binary = partial(F.binary_cross_entropy_with_logits, reduction="none")
 
     def step() -> None:
         image = (batch.image.float() - mean) / std
         with torch.no_grad():
             theirs = teacher(image)
         ours = student(image)
-        loss = F.cross_entropy(ours, labels, ignore_index=-100)
-        kl = F.kl_div(F.log_softmax(ours / temperature, 1), F.softmax(theirs / temperature, 1), reduction="none").sum(1)
+        if many:
+            loss = (binary(ours, labels) * known).sum() / known.sum()
+            kl = binary(ours / temperature, (theirs / temperature).sigmoid())
+        else:
+            ours, theirs = of_both(ours), of_both(theirs)
+            loss = F.cross_entropy(ours, labels, ignore_index=-100)
+            soft = F.softmax(theirs / temperature, 1)
+            kl = F.kl_div(F.log_softmax(ours / temperature, 1), soft, reduction="none").sum(1)
         loss = loss + config.kd.weight * temperature**2 * (kl * valid).sum() / valid.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), config.optimizer.max_grad_norm or 1e9)
@@ -92,6 +106,11 @@ def plain_step(config: Config, classes: list[str], batch: Batch) -> Step:
         optimizer.zero_grad()
 
     return step
+
+
+def of_both(logits: Tensor) -> Tensor:
+    """Logits of two classes `[N, 2, H, W]` where one channel tells them apart; others as they are."""
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
 def trainer_step(run: Run, batch: Batch, teacher: Teacher | CachedTeacher | None, **changes: Any) -> Step:
@@ -137,6 +156,8 @@ def of_classes(dataset: Dataset, classes: int) -> Dataset:
 def step(args: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     """Medians of all contenders, and their ratios."""
     with run_of(flags) as run:
+        if args.classes and run.splits.multilabel:
+            raise ConfigError("--classes: with data.multilabel the classes are the planes of the masks; leave it out")
         if args.classes:  # for networks that tell so many apart; the scenes show ten at most
             names = [f"class {i}" for i in range(args.classes)]
             train, palette = of_classes(run.splits.train, len(names)), [(0, 0, 0)] * len(names)
