@@ -66,7 +66,11 @@ def segformer():
 def deeplab():
     """Of torchvision, 11 M parameters."""
     make = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large
-    return make(weights=None, weights_backbone=None, num_classes=len(SPLITS.classes))
+    network = make(weights=None, weights_backbone=None, num_classes=len(SPLITS.classes))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1  # theirs, 0.01, averages over more steps than are taken here
+    return network
 
 
 def fpn(encoder, **options):
